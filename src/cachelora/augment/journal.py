@@ -1,0 +1,113 @@
+"""Finished replies of a live engine, kept as they come, so that a killed job repeats none of them."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from cachelora.augment.reply import Reply
+from cachelora.errors import EngineError
+
+
+class Journal:
+    """Append-only JSON lines, one a query, in a folder that stands for one engine, prompt and set of parameters.
+
+    All shards of a domain share the folder, each with a file of its own, so that another number of shards finds the
+    same replies.
+
+    Parameters
+    ----------
+    root : str or Path
+        Where the folders of all journals are.
+    identity : dict
+        What determines the replies; its digest names the folder.
+    shard : str
+        Name of the file that this writer appends to.
+    """
+
+    def __init__(self, root: str | Path, identity: dict[str, Any], shard: str) -> None:
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self._folder = Path(root) / key
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = self._folder / f"{shard}.jsonl"
+
+    def finished(self) -> dict[str, Reply]:
+        """Return the replies that any shard has finished.
+
+        Returns
+        -------
+        dict of str to Reply
+            By query_id. A last line that a kill cut short does not count.
+        """
+        replies = {}
+        for path in sorted(self._folder.glob("*.jsonl")):
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    continue
+                fields = json.loads(line)
+                fields["texts"] = [tuple(text) for text in fields["texts"]]
+                replies[fields["query_id"]] = Reply(**fields)
+        return replies
+
+    @contextmanager
+    def writer(self) -> Iterator["Writer"]:
+        """Open the journal for writing; no second process can.
+
+        Yields
+        ------
+        Writer
+            What takes the replies.
+
+        Raises
+        ------
+        EngineError
+            If another process is writing this shard.
+        """
+        with self._file.open("a+", encoding="utf-8") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise EngineError(
+                    str(self._file), "another process is writing this shard", "Wait for it, or end it, and run again"
+                ) from error
+            _drop_torn_line(self._file)
+            yield Writer(stream)
+
+
+class Writer:
+    """Appends replies to a journal.
+
+    Parameters
+    ----------
+    stream : file
+        The open journal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def add(self, reply: Reply) -> None:
+        """Append a reply, on disk when this returns.
+
+        Parameters
+        ----------
+        reply : Reply
+            A finished reply.
+        """
+        self._stream.write(json.dumps(asdict(reply), ensure_ascii=False) + "\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a kill left unfinished."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("rb+") as stream:
+            stream.truncate(whole)

@@ -1,0 +1,139 @@
+"""Engine `llamacpp`: llama.cpp in this process, on any GGUF file, its replies held to a JSON schema."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from cachelora.augment.prompt import TASKS, Prompts
+from cachelora.augment.reply import Reply, check_reply, parse_json
+from cachelora.config import Augment, LlamaCppEngine
+from cachelora.errors import EngineError
+from cachelora.files import sha256_of
+from cachelora.packages import package_file
+
+
+class LlamaCpp:
+    """llama.cpp in this process.
+
+    Parameters
+    ----------
+    settings : LlamaCppEngine
+        The GGUF file and how it is run.
+    augment : Augment
+        How much is asked for.
+    field : str
+        What the prompts call the domain.
+    seed : int
+        Seed of the LLM's sampling.
+    threads : int
+        CPU threads.
+
+    Raises
+    ------
+    EngineError
+        If xllamacpp is not installed, or the GGUF file is missing, not the one that the config names, or not one
+        that llama.cpp can load.
+    """
+
+    type = "llamacpp"
+
+    def __init__(self, settings: LlamaCppEngine, augment: Augment, field: str, seed: int, threads: int) -> None:
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise EngineError(
+                "engine llamacpp", "the package xllamacpp is not installed", "pip install -r requirements/llamacpp.txt"
+            ) from error
+        path = _gguf_file(settings)
+        self.model = path.name
+        self.model_sha256 = sha256_of(path)
+        if settings.sha256 not in (None, self.model_sha256):
+            raise EngineError(
+                str(path), f"its SHA-256 is {self.model_sha256}, not the config's", "Fetch it again, or correct the config"
+            )
+        self._settings = settings
+        self._max_chars = augment.max_chars
+        self._seed = seed
+        self._prompts = Prompts(field, augment.paraphrases, augment.negatives, augment.max_chars)
+        self.prompt_version = self._prompts.version
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(path)
+        parameters.n_parallel = settings.slots
+        parameters.n_ctx = settings.context_tokens * settings.slots
+        parameters.n_gpu_layers = settings.gpu_layers
+        parameters.cpuparams.n_threads = threads
+        parameters.verbosity = -1
+        parameters.warmup = False
+        try:
+            self._server = xllamacpp.Server(parameters)
+        except Exception as error:
+            raise EngineError(
+                str(path), f"llama.cpp cannot load it ({error})", "Check that it is a whole GGUF file"
+            ) from error
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the replies: the journal's key."""
+        decisive = self._settings.model_dump(include={"context_tokens", "max_tokens", "temperature"})
+        return {
+            "type": self.type,
+            "model": self.model_sha256,
+            "prompt": self.prompt_version,
+            "seed": self._seed,
+            "max_chars": self._max_chars,
+            **decisive,
+        }
+
+    def replies(self, queries: Sequence[tuple[str, str]]) -> Iterator[Reply]:
+        """Ask for the replies to some queries, several at once.
+
+        Parameters
+        ----------
+        queries : sequence of (str, str)
+            Digest and text of each query.
+
+        Yields
+        ------
+        Reply
+            One for each query, in the order in which they are finished.
+        """
+        with ThreadPoolExecutor(self._settings.slots) as pool:
+            waiting = iter(queries)
+            # No more in flight than slots: a kill loses those replies only, and memory does not grow with the log.
+            flying = {pool.submit(self._ask, *query) for query, _ in zip(waiting, range(self._settings.slots))}
+            while flying:
+                done = next(as_completed(flying))
+                flying.remove(done)
+                yield done.result()
+                flying |= {pool.submit(self._ask, *query) for query, _ in zip(waiting, range(1))}
+
+    def _ask(self, query_id: str, query: str) -> Reply:
+        """Ask for everything about one query."""
+        replied: dict[str, Any] = {}
+        for task in TASKS:
+            answer = self._server.handle_chat_completions(
+                {
+                    "messages": self._prompts.messages(task, query),
+                    "max_tokens": self._settings.max_tokens,
+                    "temperature": self._settings.temperature,
+                    # A seed of its own for each query: the order of the queries then does not matter.
+                    "seed": (self._seed + int(query_id[:8], 16)) % 2**31,
+                    "response_format": {
+                        "type": "json_schema",
+                        "json_schema": {"name": task, "schema": self._prompts.schema(task)},
+                    },
+                }
+            )
+            parsed = parse_json(answer["choices"][0]["message"]["content"] or "")
+            replied[task] = parsed.get(task) if isinstance(parsed, dict) else None
+        return check_reply(query_id, query, replied, self.model, self._max_chars)
+
+
+def _gguf_file(settings: LlamaCppEngine) -> Path:
+    """Find the GGUF file that the config names."""
+    prefix, _, name = settings.model.partition(":")
+    path = package_file(name, "*.gguf") if prefix == "package" else Path(settings.model)
+    if not path.is_file():
+        raise EngineError(f"engines: model '{settings.model}'", "no such file", "Correct the path of the GGUF file")
+    return path

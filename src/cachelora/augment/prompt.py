@@ -1,0 +1,95 @@
+"""The prompts and reply schemas that live engines send, and the version that names them."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from cachelora.schemas import KINDS
+
+TASKS = ("paraphrases", "negatives")
+"""What is asked for, each in a call of its own."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts for a domain.
+
+    Parameters
+    ----------
+    field : str
+        What the domain is called in them.
+    paraphrases, negatives : int
+        How many are asked for.
+    max_chars : int
+        Longest text that the schema allows.
+    """
+
+    field: str
+    paraphrases: int
+    negatives: int
+    max_chars: int
+
+    def messages(self, task: str, query: str) -> list[dict[str, str]]:
+        """Return the chat messages that ask for one task.
+
+        Parameters
+        ----------
+        task : str
+            One of :data:`TASKS`.
+        query : str
+            The query. It is data: delimited, and stripped of the delimiters.
+
+        Returns
+        -------
+        list of dict
+            Role and content of each message.
+        """
+        number = getattr(self, task)
+        bare = query.replace("<query>", " ").replace("</query>", " ")
+        return [
+            {"role": "system", "content": _template("system").format(field=self.field)},
+            {"role": "user", "content": _template(task).format(number=number, query=bare)},
+        ]
+
+    def schema(self, task: str) -> dict[str, Any]:
+        """Return the JSON schema of the reply to one task.
+
+        Parameters
+        ----------
+        task : str
+            One of :data:`TASKS`.
+
+        Returns
+        -------
+        dict
+            The schema.
+        """
+        text = {"type": "string", "minLength": 1, "maxLength": self.max_chars}
+        kinds = [kind for kind in KINDS if kind != "topic"]
+        negative = {
+            "type": "object",
+            "properties": {"kind": {"enum": kinds}, "text": text},
+            "required": ["kind", "text"],
+            "additionalProperties": False,
+        }
+        number = getattr(self, task)
+        items = {"paraphrases": text, "negatives": negative}[task]
+        return {
+            "type": "object",
+            "properties": {task: {"type": "array", "items": items, "minItems": number, "maxItems": number}},
+            "required": [task],
+            "additionalProperties": False,
+        }
+
+    @property
+    def version(self) -> str:
+        """Digest of everything that is sent beside the query."""
+        sent = [[self.messages(task, "{query}"), self.schema(task)] for task in TASKS]
+        return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _template(name: str) -> str:
+    """Read a template that ships with the package."""
+    return files("cachelora.augment").joinpath("prompts", f"{name}.txt").read_text(encoding="utf-8").strip()

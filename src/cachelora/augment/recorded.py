@@ -1,0 +1,80 @@
+"""Engine `recorded`: replays LLM replies that were written to a file."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cachelora.augment.reply import Reply, check_reply
+from cachelora.config import Augment
+from cachelora.errors import InputError
+from cachelora.files import check_reject_share, read_records, Reject
+from cachelora.text import trivial_key
+
+
+class Recorded:
+    """Replays a recording, keyed by the normalised query.
+
+    Parameters
+    ----------
+    recording : str or Path
+        JSON lines with ``query``, ``paraphrases``, ``negatives``, ``model`` and ``prompt_version``.
+    settings : Augment
+        ``max_chars`` of a text.
+    max_reject_share : float
+        Largest share of bad records, in [0, 1].
+
+    Raises
+    ------
+    InputError
+        If the recording is missing, empty, or holds too many bad records.
+    """
+
+    type = "recorded"
+
+    def __init__(self, recording: str | Path, settings: Augment, max_reject_share: float) -> None:
+        self._recording = recording
+        self._settings = settings
+        records, rejects = read_records(recording)
+        self._replies = {}
+        for record in records:
+            missing = [
+                name for name in ("query", "model", "prompt_version") if not isinstance(record.fields.get(name), str)
+            ]
+            if missing:
+                rejects.append(Reject(record.line, f"no text under '{missing[0]}'", str(record.fields)[:200]))
+            else:
+                self._replies[trivial_key(record.fields["query"])] = record.fields
+        check_reject_share(
+            recording, len(self._replies), rejects, max_reject_share, "queries.max_reject_share"
+        )
+        self.rejects = rejects
+        versions = sorted({fields["prompt_version"] for fields in self._replies.values()})
+        self.prompt_version = ", ".join(versions)
+
+    def replies(self, queries: Sequence[tuple[str, str]]) -> Iterator[Reply]:
+        """Replay the replies to some queries.
+
+        Parameters
+        ----------
+        queries : sequence of (str, str)
+            Digest and text of each query.
+
+        Yields
+        ------
+        Reply
+            One for each query.
+
+        Raises
+        ------
+        InputError
+            If a query has no recording.
+        """
+        absent = [query for _, query in queries if trivial_key(query) not in self._replies]
+        if absent:
+            raise InputError(
+                str(self._recording),
+                f"no recorded reply for {len(absent)} of {len(queries)} queries, first: {absent[0][:80]!r}",
+                "Record them, or set the domain's `engine` to a live one such as llamacpp",
+            )
+        for query_id, query in queries:
+            fields = self._replies[trivial_key(query)]
+            yield check_reply(query_id, query, fields, fields["model"], self._settings.max_chars)

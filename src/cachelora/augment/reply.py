@@ -1,0 +1,136 @@
+"""What engines give back: untrusted text, checked one by one."""
+
+import json
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Any
+
+from cachelora.schemas import KINDS, PARAPHRASE
+from cachelora.text import normalise, trivial_key
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The texts that were written for one query.
+
+    Attributes
+    ----------
+    query_id : str
+        The query.
+    texts : list of (str, str)
+        Kind (``paraphrase`` or a kind of negative) and text.
+    model : str
+        The LLM that wrote them.
+    refused : dict of str to int
+        How many texts were refused, by reason.
+    """
+
+    query_id: str
+    texts: list[tuple[str, str]]
+    model: str
+    refused: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the query can make no triplet: it has no paraphrase or no negative."""
+        kinds = {kind for kind, _ in self.texts}
+        return PARAPHRASE not in kinds or kinds <= {PARAPHRASE}
+
+    def complete(self, paraphrases: int, negatives: int) -> bool:
+        """Say whether all that was asked for is there.
+
+        Parameters
+        ----------
+        paraphrases, negatives : int
+            How many were asked for.
+
+        Returns
+        -------
+        bool
+            True if there are at least so many of both.
+        """
+        written = sum(kind == PARAPHRASE for kind, _ in self.texts)
+        return written >= paraphrases and len(self.texts) - written >= negatives
+
+
+def check_reply(query_id: str, query: str, replied: Any, model: str, max_chars: int) -> Reply:
+    """Keep the good texts of a reply and count the others.
+
+    Parameters
+    ----------
+    query_id : str
+        The query's digest.
+    query : str
+        The query.
+    replied : Any
+        A mapping with ``paraphrases`` (texts) and ``negatives`` (mappings with ``kind`` and ``text``); anything else
+        counts as refused.
+    model : str
+        The LLM that wrote it.
+    max_chars : int
+        Longer texts are refused.
+
+    Returns
+    -------
+    Reply
+        The texts, normalised, without repetitions.
+    """
+    texts: list[tuple[str, str]] = []
+    refused: dict[str, int] = {}
+    seen = {trivial_key(query)}
+    for kind, text in _items(replied):
+        reason = _problem(kind, text, max_chars)
+        if reason is None and trivial_key(text) in seen:
+            reason = "repeats the query or another text"
+        if reason is None:
+            seen.add(trivial_key(text))
+            texts.append((kind, normalise(text)))
+        else:
+            refused[reason] = refused.get(reason, 0) + 1
+    return Reply(query_id, texts, model, refused)
+
+
+def parse_json(text: str) -> Any:
+    """Read the JSON of an LLM's reply.
+
+    Parameters
+    ----------
+    text : str
+        What the LLM wrote.
+
+    Returns
+    -------
+    Any
+        The value, or None if it is not JSON, for example because it was cut.
+    """
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+
+
+def _items(replied: Any) -> list[tuple[Any, Any]]:
+    """List kind and text of everything that a reply holds, good or not."""
+    if not isinstance(replied, dict):
+        return [(None, None)]
+    paraphrases, negatives = replied.get("paraphrases", []), replied.get("negatives", [])
+    items: list[tuple[Any, Any]] = []
+    items += [(PARAPHRASE, text) for text in paraphrases] if isinstance(paraphrases, list) else [(None, None)]
+    for negative in negatives if isinstance(negatives, list) else [None]:
+        items.append((negative.get("kind"), negative.get("text")) if isinstance(negative, dict) else (None, None))
+    return items
+
+
+def _problem(kind: Any, text: Any, max_chars: int) -> str | None:
+    """Say why a text cannot be used, or None if it can."""
+    if not isinstance(text, str) or not isinstance(kind, str):
+        return "not of the form that was asked for"
+    if kind != PARAPHRASE and kind not in KINDS:
+        return "unknown kind"
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text.strip()):
+        return "holds control characters"
+    if not trivial_key(text):
+        return "holds no word"
+    if len(text) > max_chars:
+        return "too long"
+    return None

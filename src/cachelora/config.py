@@ -1,0 +1,309 @@
+"""The configuration: one model that gives the defaults, the checks, the JSON schema and the documentation."""
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cachelora.errors import ConfigError
+
+RESERVED_NAMES = ("base", "joint", "general")
+"""Model ids that the workflow gives itself; no domain and no merge may take them."""
+
+
+def _check_name(name: str) -> str:
+    """Refuse what would not be one plain folder name, or would clash with another model."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*", name):
+        raise ValueError(
+            f"'{name}' is no name: use lower-case letters and digits, joined by single '-' or '_', a letter first"
+        )
+    return name
+
+
+def _check_free_name(name: str) -> str:
+    """Refuse the reserved names too."""
+    if name in RESERVED_NAMES:
+        raise ValueError(f"'{name}' is reserved: choose another name")
+    return _check_name(name)
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+FreeName = Annotated[str, AfterValidator(_check_free_name)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Section(BaseModel):
+    """A part of the configuration; a key that is not known is an error."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class BaseModelSource(_Section):
+    """A sentence-embedding model that adapters are trained on."""
+
+    source: str = Field(
+        description="`package:NAME` (weights inside an installed Python package), `hub:OWNER/NAME@REVISION` (a model "
+        "hub, with the commit), or a local folder."
+    )
+    name: str = Field(description="What adapters and model cards call it, for example its id on a model hub.")
+    sha256: Sha256 | None = Field(None, description="SHA-256 of its model.safetensors; checked whenever it is loaded.")
+
+
+class Domain(_Section):
+    """A domain: its queries, where its augmentation comes from, and its test set."""
+
+    queries: str = Field(description="File of unlabelled queries: .jsonl or .csv or .parquet (key `query`), or .txt.")
+    recording: str | None = Field(None, description="Recorded LLM replies, for the engine type `recorded` (.jsonl).")
+    test: str | None = Field(
+        None, description="Held-out triplets (.jsonl). Without it, a share of the groups is held out and tested on."
+    )
+    engine: str | None = Field(None, description="The engine for this domain; default: `augment.engine`.")
+    field: str | None = Field(None, description="What prompts call the domain, for example 'tenancy law'.")
+
+
+class Queries(_Section):
+    """How queries are read and split."""
+
+    max_queries: int | None = Field(None, ge=3, description="Use at most so many groups of a domain, drawn by hash.")
+    max_chars: int = Field(1000, ge=1, description="Longer queries are set aside.")
+    max_reject_share: Share = Field(0.05, description="Stop when a larger share of a file's records is bad.")
+    validation_share: float = Field(0.15, gt=0, lt=1, description="Share of the groups held out for choosing settings.")
+    test_share: float = Field(
+        0.15, gt=0, lt=1, description="Share of the groups held out for the test, for a domain without a test file."
+    )
+
+
+class RecordedEngine(_Section):
+    """Replays the recording that each domain names."""
+
+    type: Literal["recorded"]
+
+
+class LlamaCppEngine(_Section):
+    """llama.cpp in this process, on any GGUF file."""
+
+    type: Literal["llamacpp"]
+    model: str = Field(description="A GGUF file, or `package:NAME` for the one inside an installed Python package.")
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the GGUF file; checked when it is loaded.")
+    context_tokens: int = Field(1024, ge=256, description="Context window of one slot, in tokens.")
+    max_tokens: int = Field(400, ge=16, description="Longest reply, in tokens; a longer one is cut.")
+    temperature: float = Field(0.7, ge=0, description="Sampling temperature of the LLM.")
+    slots: int = Field(2, ge=1, description="Queries in flight at once.")
+    gpu_layers: int = Field(-1, ge=-1, description="Layers on the GPU; -1 for all that fit, 0 for none.")
+
+
+Engine = Annotated[RecordedEngine | LlamaCppEngine, Field(discriminator="type")]
+
+
+class Augment(_Section):
+    """What the LLM is asked for."""
+
+    engine: str = Field("recorded", description="One of `engines`, for every domain that names none.")
+    paraphrases: int = Field(3, ge=1, description="Paraphrases asked for, a query.")
+    negatives: int = Field(4, ge=1, description="Hard negatives asked for, a query.")
+    shards: int = Field(1, ge=1, description="Jobs that a domain's queries are divided into, by a hash of the query.")
+    max_chars: int = Field(400, ge=1, description="Longer replies are refused.")
+    max_failed_share: Share = Field(0.2, description="Stop a shard when a larger share of its queries fails.")
+
+
+class Triplets(_Section):
+    """How augmented queries become triplets."""
+
+    near_copy: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="A group is dropped when a text of it is at least so similar to a test text "
+        "(Jaccard of character trigrams).",
+    )
+
+
+class Train(_Section):
+    """The training recipe."""
+
+    rank: int = Field(8, ge=1, description="Rank of the LoRA update.")
+    alpha: int = Field(16, ge=1, description="The update is scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
+    target_modules: list[str] = Field(["query", "value"], min_length=1, description="Linear layers that get an update.")
+    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate of AdamW.")
+    warmup_share: Share = Field(0.1, description="Share of the steps over which the learning rate rises.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Its course after that.")
+    epochs: int = Field(5, ge=1, description="Passes over the rows.")
+    batch_size: int = Field(32, ge=2, description="Rows a step; no two of one group.")
+    negatives_per_row: int = Field(2, ge=1, description="Hard negatives a row brings, drawn anew each epoch.")
+    temperature: float = Field(0.05, gt=0, description="Divides the cosines in the loss (MNR).")
+    max_grad_norm: float = Field(1.0, gt=0, description="The gradient is clipped to this norm.")
+    evaluations_per_epoch: int = Field(1, ge=1, description="How often the validation set is looked at.")
+
+
+class Merge(_Section):
+    """A weight merge of the domains' adapters."""
+
+    method: Literal["linear", "svd"] = Field(
+        description="`svd`: the sum of the updates, re-compressed to the rank. `linear`: sums of the factors."
+    )
+    weight: float = Field(description="Weight of each adapter in the sum.")
+
+
+class Evaluate(_Section):
+    """How models are compared."""
+
+    bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples behind each interval.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="Coverage of the intervals.")
+    false_hit_budget: float = Field(
+        0.05, gt=0, lt=1, description="Share of negatives that may hit where recall and hit ratio are read off."
+    )
+    batch_size: int = Field(64, ge=1, description="Texts encoded at once.")
+
+
+class Deploy(_Section):
+    """What is put into service."""
+
+    model: str = Field("joint", description="The adapter to merge into a plain model folder.")
+
+
+class Config(_Section):
+    """The whole configuration."""
+
+    pathvars: dict[str, str] = Field({}, description="Snakemake's names for folders, such as `results` and `logs`.")
+    seed: int = Field(13, ge=0, description="Seed of every draw: splits, batches, weights, bootstrap.")
+    base_models: dict[Name, BaseModelSource] = Field(min_length=1, description="The base models, each with all rows.")
+    domains: dict[FreeName, Domain] = Field(min_length=1, description="The domains.")
+    queries: Queries = Queries()
+    engines: dict[Name, Engine] = Field(min_length=1, description="The LLM engines that domains may use.")
+    augment: Augment = Augment()
+    triplets: Triplets = Triplets()
+    train: Train = Train()
+    merges: dict[FreeName, Merge] = Field({}, description="The weight merges; each becomes a model of its name.")
+    evaluate: Evaluate = Evaluate()
+    deploy: Deploy = Deploy()
+
+    @model_validator(mode="after")
+    def _check_references(self) -> "Config":
+        """Check what one part says about another."""
+        for domain, settings in self.domains.items():
+            key = f"domains.{domain}.engine" if settings.engine else "augment.engine"
+            name = settings.engine or self.augment.engine
+            if name not in self.engines:
+                raise ConfigError(key, f"unknown engine '{name}'", f"Use one of {_listed(self.engines)}")
+            if self.engines[name].type == "recorded" and settings.recording is None:
+                raise ConfigError(
+                    f"domains.{domain}.recording",
+                    f"missing, and engine '{name}' replays a recording",
+                    "Name the recording or set another engine for the domain",
+                )
+        for name in self.merges:
+            if name in self.domains:
+                raise ConfigError(f"merges.{name}", "there is a domain of this name", "Rename one of the two")
+        models = [*self.domains, "joint", *self.merges]
+        if self.deploy.model not in models:
+            raise ConfigError(
+                "deploy.model", f"unknown model '{self.deploy.model}'", f"Use one of {_listed(models)}"
+            )
+        return self
+
+    def engine_of(self, domain: str) -> RecordedEngine | LlamaCppEngine:
+        """Return the settings of the engine that a domain uses.
+
+        Parameters
+        ----------
+        domain : str
+            A domain of this configuration.
+
+        Returns
+        -------
+        RecordedEngine or LlamaCppEngine
+            Its settings.
+        """
+        return self.engines[self.domains[domain].engine or self.augment.engine]
+
+
+def parse(config: dict[str, Any]) -> Config:
+    """Check a configuration and fill in the defaults.
+
+    Parameters
+    ----------
+    config : dict
+        What the YAML files hold, overlays merged. A domain, engine, base model or merge that an overlay sets to null
+        is removed.
+
+    Returns
+    -------
+    Config
+        The checked configuration.
+
+    Raises
+    ------
+    ConfigError
+        If a key is unknown or missing, or a value is not allowed; with the key's full name.
+    """
+    config = dict(config)
+    for section in ("base_models", "domains", "engines", "merges"):
+        if isinstance(config.get(section), dict):
+            config[section] = {name: value for name, value in config[section].items() if value is not None}
+    try:
+        return Config.model_validate(config)
+    except ValidationError as error:
+        raise _config_error(error) from None
+
+
+def json_schema() -> str:
+    """Return the JSON schema of the configuration, for editors.
+
+    Returns
+    -------
+    str
+        The schema, draft 2020-12, as JSON. The workflow itself checks with :func:`parse`.
+    """
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    """Turn the first problem that pydantic found into a message for the person who edits the file."""
+    problems = error.errors(include_url=False, include_context=True)
+    problem = problems[0]
+    # Pydantic puts the tag of a union and "[key]" into the path; the file has neither.
+    path = [str(part) for part in problem["loc"] if part != "[key]"]
+    if len(path) > 2 and path[0] == "engines" and path[2] in ("recorded", "llamacpp"):
+        del path[2]
+    key = ".".join(path) or "config"
+    more = f" ({len(problems) - 1} more problems follow)" if len(problems) > 1 else ""
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _listed(_section_fields(path[:-1]))
+            return ConfigError(key, f"unknown key '{path[-1]}'", f"Use one of {known}, or remove it{more}")
+        case "missing":
+            return ConfigError(key, "missing", f"Set it{more}")
+        case "union_tag_invalid":
+            expected = problem["ctx"]["expected_tags"]
+            return ConfigError(f"{key}.type", f"unknown engine '{problem['ctx']['tag']}'", f"Use {expected}{more}")
+        case "union_tag_not_found":
+            return ConfigError(f"{key}.type", "missing", f"Name the type of the engine{more}")
+        case "value_error":
+            what, _, remedy = str(problem["ctx"]["error"]).partition(": ")
+            return ConfigError(key, what, f"{remedy[:1].upper()}{remedy[1:]}{more}")
+    shown = json.dumps(problem["input"], ensure_ascii=False, default=str)
+    return ConfigError(key, f"{shown[:80]} is not allowed", f"{problem['msg']}{more}")
+
+
+def _section_fields(path: list[str]) -> list[str]:
+    """List the keys that may stand at a path of the configuration."""
+    section: Any = Config
+    for part in path:
+        if isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields:
+            section = section.model_fields[part].annotation
+            continue
+        # A mapping of names to sections: the name leads to the section, whichever it is.
+        arguments = getattr(section, "__args__", ())
+        section = arguments[-1] if arguments else section
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return list(section.model_fields)
+    return sorted({name for variant in (RecordedEngine, LlamaCppEngine) for name in variant.model_fields})
+
+
+def _listed(names: Any) -> str:
+    """Join names for a message."""
+    return ", ".join(names)

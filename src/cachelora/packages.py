@@ -1,0 +1,38 @@
+"""Files that come inside installed Python packages, such as model weights from the package index."""
+
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from cachelora.errors import ModelError
+
+
+def package_file(package: str, pattern: str) -> Path:
+    """Find the one file of an installed package that fits a pattern.
+
+    Parameters
+    ----------
+    package : str
+        Name of the package, as pip knows it.
+    pattern : str
+        Pattern of the file's name, such as ``*.gguf``.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ModelError
+        If the package is not installed, or holds none or several such files.
+    """
+    try:
+        members = files(package) or []
+    except PackageNotFoundError as error:
+        raise ModelError(f"package:{package}", "this package is not installed", f"pip install {package}") from error
+    found = [Path(member.locate()) for member in members if member.match(pattern)]
+    if len(found) != 1:
+        raise ModelError(
+            f"package:{package}", f"it holds {len(found)} files of the form {pattern}", "Name another package, or a path"
+        )
+    return found[0]

@@ -1,0 +1,73 @@
+"""The contracts between the stages: the columns of every Parquet file, each with its meaning."""
+
+from typing import Literal, get_args
+
+import pyarrow as pa
+
+Kind = Literal["aspect", "entity", "polarity", "quantity", "scope", "topic"]
+"""How a negative differs from its query; see docs/corpora.md."""
+
+KINDS: tuple[str, ...] = get_args(Kind)
+PARAPHRASE = "paraphrase"
+
+
+def _field(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
+    """Make a field that is never null and says what it means."""
+    return pa.field(name, type_, nullable=False, metadata={"meaning": meaning})
+
+
+QUERIES = pa.schema(
+    [
+        _field("query_id", pa.string(), "digest of the normalised query"),
+        _field("query", pa.string(), "the query, in Unicode NFC with single blanks"),
+        _field("group", pa.string(), "digest shared by queries that differ in case, spacing or marks only"),
+        _field("canonical", pa.bool_(), "the group's first spelling: the one that is augmented"),
+        _field("count", pa.int64(), "how often the log holds this spelling"),
+        _field("split", pa.string(), "train, validation or test; one for a whole group"),
+    ]
+)
+
+AUGMENTED = pa.schema(
+    [
+        _field("query_id", pa.string(), "the query that the text was written for"),
+        _field("kind", pa.string(), "paraphrase, or the kind of a negative"),
+        _field("text", pa.string(), "what the LLM wrote, normalised"),
+        _field("engine", pa.string(), "type of the engine that gave it"),
+        _field("model", pa.string(), "the LLM that wrote it"),
+        _field("prompt_version", pa.string(), "digest of the prompts, or the version that the recording names"),
+    ]
+)
+
+NEGATIVE = pa.struct([_field("kind", pa.string(), "its kind"), _field("text", pa.string(), "its text")])
+
+TRIPLETS = pa.schema(
+    [
+        _field("anchor", pa.string(), "a paraphrase"),
+        _field("positive", pa.string(), "the canonical query that it paraphrases"),
+        _field("negatives", pa.list_(NEGATIVE), "the hard negatives of the group, at least one"),
+        _field("group", pa.string(), "the group of equivalent texts"),
+        _field("split", pa.string(), "train or validation"),
+    ]
+)
+
+TESTSET = pa.schema(
+    [
+        _field("test_id", pa.string(), "digest of the three texts"),
+        _field("anchor", pa.string(), "a query"),
+        _field("positive", pa.string(), "an answer-equivalent query"),
+        _field("negative", pa.string(), "a look-alike that needs another answer"),
+        _field("kind", pa.string(), "how the negative differs"),
+        _field("group", pa.string(), "triplets of one group are not independent of one another"),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        _field("test_set", pa.string(), "the domain whose test set holds the triplet"),
+        _field("test_id", pa.string(), "the triplet"),
+        _field("kind", pa.string(), "how its negative differs"),
+        _field("group", pa.string(), "its group"),
+        _field("positive_similarity", pa.float64(), "cosine of anchor and positive"),
+        _field("negative_similarity", pa.float64(), "cosine of anchor and negative"),
+    ]
+)

@@ -1,0 +1,101 @@
+"""Normal forms, identities and near copies of query texts."""
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+# Marks that carry no meaning at the edge of a word. Signs that do are not in it: "c++", "c#", "-1", ".net", "50%", "$5".
+_EDGE_MARKS = "?!,;:\"'()[]{}…‘’“”«»¿¡"  # noqa: RUF001
+
+
+def normalise(text: str) -> str:
+    """Return the text in Unicode NFC with control characters and runs of white space as single blanks.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    str
+        The cleaned text; empty if there was nothing but white space.
+    """
+    text = unicodedata.normalize("NFC", text)
+    return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
+
+
+def trivial_key(text: str) -> str:
+    """Return a key that texts share when they differ in case, spacing or marks around words only.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    str
+        The key; empty if the text holds no word.
+    """
+    words = unicodedata.normalize("NFKC", normalise(text)).casefold().split()
+    return " ".join(bare for word in words if (bare := word.strip(_EDGE_MARKS).rstrip(".")))
+
+
+def digest(text: str) -> str:
+    """Return 16 hexadecimal digits that identify a text.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    str
+        The first 64 bits of its SHA-256.
+    """
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def near_copies(texts: Sequence[str], references: Sequence[str], threshold: float) -> np.ndarray:
+    """Say which texts are copies, or nearly, of one of the references.
+
+    The measure is the Jaccard similarity of the sets of character trigrams within words, of the trivial keys.
+
+    Parameters
+    ----------
+    texts : sequence of str, length n
+        The texts to judge.
+    references : sequence of str, length m
+        The texts to compare with.
+    threshold : float
+        Least similarity of a near copy, in (0, 1].
+
+    Returns
+    -------
+    numpy.ndarray of bool, shape (n,)
+        True where a text is equal to a reference or at least as similar as the threshold.
+    """
+    found = np.zeros(len(texts), dtype=bool)
+    if not len(texts) or not len(references):
+        return found
+    # Imported here: it costs a second that the stages which do not compare texts need not pay.
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    # A blank keeps the vocabulary from being empty when no text has a word.
+    vectorizer = CountVectorizer(analyzer="char_wb", ngram_range=(3, 3), binary=True, lowercase=False)
+    trigrams = vectorizer.build_analyzer()
+    keys = [f"{trivial_key(text)} " for text in references]
+    reference = vectorizer.fit_transform([*keys, "   "])[:-1].astype(np.int32)
+    reference_sizes = np.asarray([len(set(trigrams(key))) for key in keys])
+    for start in range(0, len(texts), 1024):
+        chunk = [f"{trivial_key(text)} " for text in texts[start : start + 1024]]
+        sizes = np.asarray([len(set(trigrams(key))) for key in chunk])
+        shared = (vectorizer.transform(chunk).astype(np.int32) @ reference.T).toarray()
+        union = sizes[:, None] + reference_sizes[None, :] - shared
+        found[start : start + 1024] = (shared >= threshold * np.maximum(union, 1)).any(axis=1)
+    return found
+
