@@ -135,6 +135,9 @@ class Train(_Section):
     negatives_per_row: int = Field(2, ge=1, description="Hard negatives a row brings, drawn anew each epoch.")
     temperature: float = Field(0.05, gt=0, description="Divides the cosines in the loss (MNR).")
     max_grad_norm: float = Field(1.0, gt=0, description="The gradient is clipped to this norm.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Arithmetic of the forward pass; `auto` is bfloat16 where the hardware has it."
+    )
     evaluations_per_epoch: int = Field(1, ge=1, description="How often the validation set is looked at.")
 
 

@@ -1,6 +1,6 @@
 """Base models and the adapters on them: finding, checking, loading, encoding."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,11 @@ from cachelora.manifest import check_safetensors, verify
 from cachelora.packages import package_file
 
 if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
     from sentence_transformers import SentenceTransformer
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def base_folder(settings: BaseModelSource) -> Path:
@@ -149,3 +153,27 @@ def encode_texts(model: "SentenceTransformer", texts: Iterable[str], batch_size:
         distinct, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
     )
     return dict(zip(distinct, vectors, strict=True))
+
+
+def save_adapter(weights: Mapping[str, "torch.Tensor"], config: "PeftConfig", folder: str | Path) -> None:
+    """Save an adapter in the layout of peft, which plain ``PeftModel.from_pretrained`` loads.
+
+    Parameters
+    ----------
+    weights : mapping of str to torch.Tensor
+        The adapter's weights, as ``peft.get_peft_model_state_dict`` gives them.
+    config : PeftConfig
+        Its configuration.
+    folder : str or Path
+        Where ``adapter_model.safetensors`` and ``adapter_config.json`` go.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The names that peft gives inside its own wrapper; a model that holds its adapter itself lacks the prefix.
+    prefix = "base_model.model."
+    named = {f"{prefix}{name.removeprefix(prefix)}": value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(named, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config.inference_mode = True
+    config.save_pretrained(str(folder))

@@ -1,0 +1,38 @@
+# Queries of a domain in, a LoRA adapter and a benchmark table out. One rule file a stage; docs/architecture.md.
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+configfile: "config/domains.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/queries.smk"
+include: "workflow/rules/augment.smk"
+include: "workflow/rules/testset.smk"
+include: "workflow/rules/triplets.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/merge.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/benchmark.smk"
+include: "workflow/rules/deploy.smk"
+
+
+# Jobs of one machine share its GPU; jobs on different nodes of a cluster do not.
+resource_scopes:
+    gpu="local",
+
+
+localrules:
+    all,
+
+
+rule all:
+    message:
+        "Everything: the benchmark table and the model to deploy."
+    default_target: True
+    input:
+        "<results>/benchmark.csv",
+        "<results>/benchmark.md",
+        get_deployed(),

@@ -1,0 +1,191 @@
+"""Stage `benchmark`: one table of all models on all test sets, with the seeds' published margins beside ours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cachelora.errors import ConfigError
+from cachelora.evaluate import ALL_KINDS
+
+_COLUMNS = (
+    ("margin", "margin"),
+    ("ap", "AP"),
+    ("accuracy", "accuracy"),
+    ("recall_at_budget", "recall"),
+    ("hit_ratio_at_budget", "hit ratio"),
+)
+
+
+class Published(BaseModel):
+    """A margin that the seeds published.
+
+    Attributes
+    ----------
+    source : str
+        The document.
+    setup : str
+        What was trained, in a few words.
+    base_model : str
+        Its base model.
+    domain : str
+        The domain.
+    base_margin, margin : float or None
+        Before and after, where both are given.
+    relative_change : float
+        The published gain, as a share of the base margin.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str
+    setup: str
+    base_model: str
+    domain: str
+    base_margin: float | None = None
+    margin: float | None = None
+    relative_change: float
+
+
+def read_published(path: str | Path) -> list[Published]:
+    """Read the published numbers.
+
+    Parameters
+    ----------
+    path : str or Path
+        YAML with a list under ``margins``.
+
+    Returns
+    -------
+    list of Published
+        In the file's order.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not of that form.
+    """
+    try:
+        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["margins"]
+        return [Published.model_validate(entry) for entry in entries]
+    except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
+        first = str(error).strip().replace("\n", " ")[:160]
+        raise ConfigError(str(path), f"not a list of published margins ({first})", "Compare with the shipped file") from error
+
+
+def benchmark_table(evaluations: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Put all evaluations into one long table.
+
+    Parameters
+    ----------
+    evaluations : sequence of dict
+        What the stage `evaluate` writes: base_model, model, seconds, results.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each base model, model, test set, kind and metric, with value, change and intervals.
+    """
+    rows = [
+        {"base_model": evaluation["base_model"], "model": evaluation["model"], **result}
+        for evaluation in evaluations
+        for result in evaluation["results"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def benchmark_markdown(
+    table: pd.DataFrame, published: Sequence[Published], confidence: float, false_hit_budget: float
+) -> str:
+    """Write the table for reading.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        What :func:`benchmark_table` gives.
+    published : sequence of Published
+        The seeds' numbers.
+    confidence : float
+        Coverage of the intervals.
+    false_hit_budget : float
+        Budget of recall and hit ratio.
+
+    Returns
+    -------
+    str
+        Markdown: a table for each base model and test set, the change by kind, and the published numbers.
+    """
+    sections = [
+        "# Benchmark",
+        "margin = mean cos(anchor, positive) - mean cos(anchor, negative). Each value stands above its "
+        f"{confidence:.0%} bootstrap interval over groups; Δ is the paired change from the base model, * where its "
+        f"interval excludes zero. Recall and hit ratio: at the threshold at which {false_hit_budget:.0%} of the set's "
+        "negatives hit. Relative changes are given only where the base margin's interval lies above zero.",
+    ]
+    overall = table[table["kind"] == ALL_KINDS]
+    for (base, test_set), rows in overall.groupby(["base_model", "test_set"], sort=False):
+        n = rows["n"].iloc[0]
+        sections += [f"## {test_set} ({n} triplets), base model {base}", _model_table(rows)]
+    for base, rows in table.groupby("base_model", sort=False):
+        sections += [f"## Change of the margin by kind of negative, base model {base}", _kind_table(rows)]
+        sections += [f"## Change of the AP by kind of negative, base model {base}", _kind_table(rows, "ap")]
+    sections += [
+        "## Published by the seeds, not measured here",
+        "Other test sets, partly other base models, no intervals: not to be compared row by row.",
+        _published_table(published, set(table["test_set"])),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _model_table(rows: pd.DataFrame) -> str:
+    """Make the table of one test set: a row a model."""
+    lines = []
+    for model, metrics in rows.groupby("model", sort=False):
+        by_name = metrics.set_index("metric")
+        line = {"model": model}
+        for metric, title in _COLUMNS:
+            row = by_name.loc[metric]
+            line[title] = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+            if metric in ("margin", "ap", "accuracy"):
+                line[f"Δ {title}"] = "" if model == "base" else _change(row)
+        relative = by_name.loc["margin", "relative_change"]
+        line["Δ margin %"] = "" if model == "base" else "–" if pd.isna(relative) else f"{relative:+.0%}"
+        lines.append(line)
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def _kind_table(rows: pd.DataFrame, metric: str = "margin") -> str:
+    """Make the table of changes by kind: a row a test set and model."""
+    chosen = rows[(rows["metric"] == metric) & (rows["model"] != "base") & (rows["kind"] != ALL_KINDS)]
+    chosen = chosen.assign(shown=[_change(row) for _, row in chosen.iterrows()])
+    wide = chosen.pivot(index=["test_set", "model"], columns="kind", values="shown")
+    order = chosen[["test_set", "model"]].drop_duplicates().itertuples(index=False, name=None)
+    wide = wide.loc[sorted(order), list(dict.fromkeys(chosen["kind"]))].fillna("").reset_index()
+    return wide.rename(columns={"test_set": "test set"}).to_markdown(index=False, disable_numparse=True)
+
+
+def _change(row: pd.Series) -> str:
+    """Show a change with its interval, and a star where that excludes zero."""
+    star = "*" if row["change_low"] > 0 or row["change_high"] < 0 else ""
+    return f"{row['change']:+.3f} [{row['change_low']:+.3f}, {row['change_high']:+.3f}]{star}"
+
+
+def _published_table(published: Sequence[Published], domains: set[str]) -> str:
+    """Make the table of published margins of the domains at hand."""
+    lines = [
+        {
+            "domain": entry.domain,
+            "base margin": "" if entry.base_margin is None else f"{entry.base_margin:.4f}",
+            "margin": "" if entry.margin is None else f"{entry.margin:.4f}",
+            "Δ margin %": f"{entry.relative_change:+.1%}",
+            "setup": entry.setup,
+            "base model": entry.base_model,
+            "source": entry.source,
+        }
+        for entry in published
+        if entry.domain in domains
+    ]
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True) if lines else "None for these domains."

@@ -1,0 +1,139 @@
+"""Stage `evaluate`: one model on all test sets, with intervals, beside the base model."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cachelora.config import Evaluate
+from cachelora.metrics import bootstrap_weights, interval, registry
+from cachelora.models import encode_texts
+from cachelora.schemas import KINDS, SCORES
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+ALL_KINDS = "all"
+
+
+def score_triplets(model: "SentenceTransformer", triplets: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+    """Measure the similarities of triplets.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        The model.
+    triplets : pandas.DataFrame
+        With columns anchor, positive, negative.
+    batch_size : int
+        Texts encoded at once; each distinct text is encoded once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The triplets with positive_similarity and negative_similarity, cosines in [-1, 1].
+    """
+    texts = pd.unique(triplets[["anchor", "positive", "negative"]].to_numpy().ravel())
+    vectors = encode_texts(model, texts, batch_size)
+    anchors, positives, negatives = (
+        np.stack([vectors[text] for text in triplets[name]]).astype(np.float64)
+        for name in ("anchor", "positive", "negative")
+    )
+    return triplets.assign(
+        positive_similarity=(anchors * positives).sum(axis=1), negative_similarity=(anchors * negatives).sum(axis=1)
+    )
+
+
+def score_testsets(
+    model: "SentenceTransformer", testsets: Mapping[str, pd.DataFrame], batch_size: int
+) -> pd.DataFrame:
+    """Measure the similarities of all test sets.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        The model.
+    testsets : mapping of str to pandas.DataFrame
+        By domain, in the columns of :data:`cachelora.schemas.TESTSET`.
+    batch_size : int
+        Texts encoded at once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows in the columns of :data:`cachelora.schemas.SCORES`.
+    """
+    triplets = pd.concat([table.assign(test_set=domain) for domain, table in testsets.items()], ignore_index=True)
+    return score_triplets(model, triplets, batch_size)[SCORES.names]
+
+
+def measure(scores: pd.DataFrame, base_scores: pd.DataFrame, settings: Evaluate, seed: int) -> list[dict[str, Any]]:
+    """Compute every metric by test set and kind, with its interval and its change from the base model.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        Scores of the model, in the columns of :data:`cachelora.schemas.SCORES`.
+    base_scores : pandas.DataFrame
+        Scores of the base model on the same triplets in the same order; ``scores`` itself for the base model.
+    settings : Evaluate
+        Number of resamples, coverage, false-hit budget.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    list of dict
+        For each test set, kind (``all`` first) and metric: test_set, kind, metric, n (triplets), groups, value, low,
+        high, change, change_low, change_high, and relative_change with its interval where the base model's margin
+        lies above zero with its whole interval (None elsewhere). Changes are paired: one bootstrap draw serves both
+        models.
+
+    Raises
+    ------
+    ValueError
+        If the two tables are not about the same triplets.
+    """
+    if not (scores[["test_set", "test_id"]].to_numpy() == base_scores[["test_set", "test_id"]].to_numpy()).all():
+        raise ValueError("scores and base_scores are not about the same triplets")
+    results = []
+    for test_set in scores["test_set"].unique():
+        for kind in (ALL_KINDS, *KINDS):
+            chosen = (scores["test_set"] == test_set) & ((scores["kind"] == kind) | (kind == ALL_KINDS))
+            if chosen.any():
+                place = {"test_set": test_set, "kind": kind}
+                results += [place | row for row in _measure_set(scores[chosen], base_scores[chosen], settings, seed)]
+    return results
+
+
+def _measure_set(
+    scores: pd.DataFrame, base_scores: pd.DataFrame, settings: Evaluate, seed: int
+) -> list[dict[str, Any]]:
+    """Compute every metric on one set of triplets."""
+    once = np.ones((1, len(scores)))
+    weights = np.concatenate([once, bootstrap_weights(scores["group"], settings.bootstrap, seed)])
+    model, base = (
+        (table["positive_similarity"].to_numpy(), table["negative_similarity"].to_numpy())
+        for table in (scores, base_scores)
+    )
+    rows = []
+    for name, metric in registry(settings.false_hit_budget).items():
+        # The first value is the metric itself, the others are its bootstrap distribution.
+        values, base_values = metric(*model, weights), metric(*base, weights)
+        row = {"metric": name, "n": len(scores), "groups": scores["group"].nunique()}
+        row |= _with_interval("", values, settings)
+        row |= _with_interval("change", values - base_values, settings)
+        row |= dict.fromkeys(("relative_change", "relative_change_low", "relative_change_high"))
+        # A share of a margin near zero says nothing, and below zero it has the wrong sign.
+        if name == "margin" and interval(base_values[1:], settings.confidence)[0] > 0:
+            row |= _with_interval("relative_change", values / base_values - 1, settings)
+        rows.append(row)
+    return rows
+
+
+def _with_interval(name: str, values: np.ndarray, settings: Evaluate) -> dict[str, float]:
+    """Name a value and its interval; the value is the first, its bootstrap distribution the rest."""
+    low, high = interval(values[1:], settings.confidence)
+    prefix = f"{name}_" if name else ""
+    return {name or "value": float(values[0]), f"{prefix}low": low, f"{prefix}high": high}

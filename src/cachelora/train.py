@@ -1,0 +1,403 @@
+"""Stage `train`: a LoRA adapter from triplets, the best checkpoint chosen on the validation split.
+
+The loss is multiple negatives ranking (Henderson et al. 2017, arXiv:1705.00652; cosine form as in Sentence-BERT): for
+row *i* with anchor *a*, positive *p* and its hard negatives, minus the log of the share that exp(cos(a, p) / temperature)
+has in the sum over all positives and negatives of the batch.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from peft import LoraConfig, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from transformers import TrainerCallback, set_seed
+
+from cachelora.config import Train
+from cachelora.errors import TrainingError
+from cachelora.evaluate import score_triplets
+from cachelora.metrics import accuracy, average_precision, margin
+from cachelora.models import save_adapter
+
+_log = logging.getLogger(__name__)
+
+
+def train_adapter(
+    model: SentenceTransformer,
+    triplets: Mapping[str, pd.DataFrame],
+    settings: Train,
+    seed: int,
+    base_name: str,
+    folder: str | Path,
+) -> dict[str, Any]:
+    """Train an adapter and save its best checkpoint.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        The base model; it gets the adapter.
+    triplets : mapping of str to pandas.DataFrame
+        By domain, in the columns of :data:`cachelora.schemas.TRIPLETS`. Several domains are balanced.
+    settings : Train
+        The recipe.
+    seed : int
+        Seed of weights, batches, negatives and dropout.
+    base_name : str
+        What the adapter calls its base model.
+    folder : str or Path
+        Where the adapter is saved, as peft does.
+
+    Returns
+    -------
+    dict
+        The validation metrics at each evaluation (the base model's first), which one was kept, and the losses.
+
+    Raises
+    ------
+    TrainingError
+        If ``target_modules`` fit no layer, a batch would hold a single row, or the loss is not a number.
+    """
+    set_seed(seed)
+    # Examples for a model card that nobody reads; they would encode a thousand rows.
+    model.model_card_data.generate_widget_examples = False
+    _add_adapter(model, settings, base_name)
+    train = {domain: table[table["split"] == "train"] for domain, table in triplets.items()}
+    rows = pool_domains(train, seed)
+    if rows["group"].nunique() < 2:
+        raise TrainingError("train", "one group is not enough for negatives in a batch", "Give more queries")
+    validation = Validation({domain: table[table["split"] == "validation"] for domain, table in triplets.items()})
+    collator = NegativesCollator(
+        preprocess_fn=model.preprocess, seed=seed, negatives_per_row=settings.negatives_per_row
+    )
+    best = BestCheckpoint(model, validation)
+    steps = len(GroupBatchSampler(rows["group"].tolist(), settings.batch_size, seed)) * settings.epochs
+    with TemporaryDirectory() as scratch:
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=SentenceTransformerTrainingArguments(
+                output_dir=scratch,
+                num_train_epochs=settings.epochs,
+                per_device_train_batch_size=settings.batch_size,
+                batch_sampler=lambda dataset, **options: GroupBatchSampler(rows["group"].tolist(), settings.batch_size, seed),
+                learning_rate=settings.learning_rate,
+                warmup_steps=math.ceil(settings.warmup_share * steps),
+                lr_scheduler_type=_SCHEDULES[settings.schedule],
+                max_grad_norm=settings.max_grad_norm,
+                bf16=_use_bfloat16(settings.precision),
+                use_cpu=not torch.cuda.is_available(),
+                seed=seed,
+                eval_strategy="steps",
+                eval_steps=max(1, steps // settings.epochs // settings.evaluations_per_epoch),
+                eval_on_start=True,
+                save_strategy="no",
+                logging_steps=max(1, steps // settings.epochs // 4),
+                logging_nan_inf_filter=False,
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_pandas(
+                rows[["anchor", "positive", "negatives"]].assign(row=range(len(rows))), preserve_index=False
+            ),
+            data_collator=collator,
+            loss=MultipleNegativesRankingLoss(model, scale=1 / settings.temperature),
+            evaluator=validation,
+            callbacks=[collator.epoch_callback(), best, LossCheck()],
+        )
+        trainer.train()
+    best.restore()
+    save_adapter(_adapter_state(model), model.transformers_model.peft_config["default"], folder)
+    return {
+        "rows": len(rows),
+        "steps": steps,
+        "best_step": best.step,
+        "validation": best.history,
+        "loss": [entry for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+def pool_domains(triplets: Mapping[str, pd.DataFrame], seed: int) -> pd.DataFrame:
+    """Pool the rows of several domains so that each has the same number.
+
+    The pool is as large as all rows together. A domain with more than its part gives a sample of its rows, one with
+    fewer gives all of them as often as they fit and a sample for the rest.
+
+    Parameters
+    ----------
+    triplets : mapping of str to pandas.DataFrame
+        By domain, in the columns of :data:`cachelora.schemas.TRIPLETS`.
+    seed : int
+        Seed of the samples.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The pooled rows. Groups of different domains stay different.
+    """
+    part = math.ceil(sum(len(table) for table in triplets.values()) / len(triplets))
+    random = np.random.default_rng(seed)
+    parts = []
+    for domain, table in triplets.items():
+        whole, rest = divmod(part, len(table))
+        chosen = np.concatenate([np.tile(np.arange(len(table)), whole), random.permutation(len(table))[:rest]])
+        parts.append(table.iloc[chosen].assign(group=domain + " " + table["group"].iloc[chosen]))
+    return pd.concat(parts, ignore_index=True)
+
+
+class GroupBatchSampler(DefaultBatchSampler):
+    """Batches that never hold two rows of one group, so that no paraphrase meets its sibling as a negative.
+
+    Each epoch uses every row once, in another order. Batches are filled from the groups with most rows left, which
+    spreads a group's rows over the epoch; towards the end batches get smaller rather than break the rule, and a batch
+    of one row is left out, for it has no in-batch negative.
+
+    Parameters
+    ----------
+    groups : sequence of str, length n
+        Group of each row.
+    batch_size : int
+        Most rows a batch.
+    seed : int
+        Seed of the order.
+    """
+
+    def __init__(self, groups: Sequence[str], batch_size: int, seed: int) -> None:
+        super().__init__(range(len(groups)), batch_size=batch_size, drop_last=False, seed=seed)
+        self._members: dict[str, list[int]] = {}
+        for row, group in enumerate(groups):
+            self._members.setdefault(group, []).append(row)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of the current epoch, as row numbers."""
+        random = np.random.default_rng([self.seed, self.epoch])
+        queues = [list(random.permutation(rows)) for rows in self._members.values()]
+        # In pass k every group gives its k-th row; groups with the most rows come first in each batch of passes.
+        batch: list[int] = []
+        used: set[int] = set()
+        waiting: list[int] = []
+        order: list[int] = []
+        for number in range(max(map(len, queues))):
+            having = [group for group in range(len(queues)) if len(queues[group]) > number]
+            order += [having[index] for index in random.permutation(len(having))]
+        taken = [0] * len(queues)
+        while order or waiting:
+            # Rows that clashed with the last batch go first into the next.
+            candidates, waiting, position = waiting + order[: self.batch_size], [], len(order[: self.batch_size])
+            order = order[position:]
+            for group in candidates:
+                if group in used or len(batch) == self.batch_size:
+                    waiting.append(group)
+                else:
+                    used.add(group)
+                    batch.append(int(queues[group][taken[group]]))
+                    taken[group] += 1
+            if len(batch) == self.batch_size or not order:
+                if len(batch) > 1:
+                    yield batch
+                batch, used = [], set()
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch; it is the same for every epoch of the same sizes."""
+        return sum(1 for _ in self)
+
+
+class NegativesCollator(SentenceTransformerDataCollator):
+    """Makes batches whose rows bring the same number of hard negatives, drawn anew each epoch.
+
+    Parameters
+    ----------
+    preprocess_fn : callable
+        The model's tokenisation.
+    seed : int
+        Seed of the draw.
+    negatives_per_row : int
+        Hard negatives a row brings. A row with fewer repeats some: a column more in the softmax, no new text.
+    """
+
+    def __init__(self, preprocess_fn: Any, seed: int, negatives_per_row: int) -> None:
+        super().__init__(preprocess_fn=preprocess_fn)
+        self._seed = seed
+        self._number = negatives_per_row
+        self._epoch = 0
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Draw the negatives and tokenise the batch."""
+        rows = []
+        for feature in features:
+            random = np.random.default_rng([self._seed, self._epoch, feature["row"]])
+            texts = [negative["text"] for negative in feature["negatives"]]
+            order = random.permutation(len(texts))
+            drawn = {f"negative_{k}": texts[order[k % len(texts)]] for k in range(self._number)}
+            rows.append({"anchor": feature["anchor"], "positive": feature["positive"], **drawn})
+        return super().__call__(rows)
+
+    def epoch_callback(self) -> TrainerCallback:
+        """Return the callback that tells this collator the epoch."""
+        collator = self
+
+        class TellEpoch(TrainerCallback):
+            def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                collator._epoch = round(state.epoch or 0)
+
+        return TellEpoch()
+
+
+class Validation(BaseEvaluator):
+    """Measures a model on the validation split.
+
+    Parameters
+    ----------
+    triplets : mapping of str to pandas.DataFrame
+        Validation rows by domain, in the columns of :data:`cachelora.schemas.TRIPLETS`.
+    """
+
+    def __init__(self, triplets: Mapping[str, pd.DataFrame]) -> None:
+        super().__init__()
+        self._triplets = {domain: explode_negatives(table) for domain, table in triplets.items()}
+        self.primary_metric = "ap"
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Return AP, margin and accuracy: the mean over domains, so that each counts the same."""
+        metrics: dict[str, list[float]] = {"ap": [], "margin": [], "accuracy": []}
+        for triplets in self._triplets.values():
+            scores = score_triplets(model, triplets, batch_size=64)
+            pair = scores["positive_similarity"].to_numpy(), scores["negative_similarity"].to_numpy()
+            once = np.ones((1, len(scores)))
+            for name, metric in (("ap", average_precision), ("margin", margin), ("accuracy", accuracy)):
+                metrics[name].append(float(metric(*pair, once)[0]))
+        return {name: float(np.mean(values)) for name, values in metrics.items()}
+
+
+def explode_negatives(triplets: pd.DataFrame) -> pd.DataFrame:
+    """Make a triplet of each row and each of its negatives.
+
+    Parameters
+    ----------
+    triplets : pandas.DataFrame
+        In the columns of :data:`cachelora.schemas.TRIPLETS`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With columns anchor, positive, negative, kind, group.
+    """
+    rows = [
+        (row.anchor, row.positive, negative["text"], negative["kind"], row.group)
+        for row in triplets.itertuples()
+        for negative in row.negatives
+    ]
+    return pd.DataFrame(rows, columns=["anchor", "positive", "negative", "kind", "group"])
+
+
+class BestCheckpoint(TrainerCallback):
+    """Keeps the adapter weights of the evaluation with the highest validation AP; a tie goes to the higher margin.
+
+    The weights of an adapter are small, so they stay in memory; the base model at step 0 is not a candidate.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        The model in training.
+    validation : Validation
+        The evaluator whose metrics decide.
+    """
+
+    def __init__(self, model: SentenceTransformer, validation: Validation) -> None:
+        self._model = model
+        self._validation = validation
+        self._weights: dict[str, torch.Tensor] | None = None
+        self._best = (-math.inf, -math.inf)
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Keep the weights if they are the best so far."""
+        if self.history and self.history[-1]["step"] == state.global_step:
+            return
+        found = {name: metrics[f"eval_{name}"] for name in ("ap", "margin", "accuracy")}
+        self.history.append({"step": state.global_step, **found})
+        _log.info(
+            "step %d of %d: validation AP %.4f, margin %.4f, accuracy %.4f",
+            state.global_step, state.max_steps, found["ap"], found["margin"], found["accuracy"],
+        )  # fmt: skip
+        score = (found["ap"], found["margin"])
+        if state.global_step > 0 and score > self._best:
+            self._best, self.step = score, state.global_step
+            self._weights = {name: value.detach().cpu().clone() for name, value in _adapter_state(self._model).items()}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate the last step, unless that was done."""
+        if self.history[-1]["step"] != state.global_step:
+            found = self._validation(self._model)
+            self.on_evaluate(args, state, control, {f"eval_{name}": value for name, value in found.items()})
+
+    def restore(self) -> None:
+        """Put the kept weights back into the model."""
+        set_peft_model_state_dict(self._model.transformers_model, self._weights)
+
+
+class LossCheck(TrainerCallback):
+    """Stops when the loss is not a number."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        """Look at the logged loss."""
+        loss = logs.get("loss")
+        if loss is None:
+            return
+        _log.info("step %d of %d: loss %.4f, learning rate %.2e", state.global_step, state.max_steps, loss, logs["learning_rate"])
+        if not math.isfinite(loss):
+            raise TrainingError(
+                "train", f"the loss is {loss} at step {state.global_step}", "Lower train.learning_rate"
+            )
+
+
+def _use_bfloat16(precision: str) -> bool:
+    """Say whether the forward pass runs in bfloat16; ``auto`` does where the hardware multiplies in it."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = torch.backends.cpu.get_cpu_capability(), torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported()
+    return any(flags[1:])
+
+
+def _add_adapter(model: SentenceTransformer, settings: Train, base_name: str) -> None:
+    """Give a model a fresh adapter."""
+    config = LoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+    )
+    # The path of a folder on this machine would mean nothing elsewhere.
+    config.base_model_name_or_path = base_name
+    try:
+        model.add_adapter(config)
+    except ValueError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise TrainingError(
+            "train.target_modules", f"{settings.target_modules} do not fit the base model ({first})", "Name its layers"
+        ) from error
+
+
+def _adapter_state(model: SentenceTransformer) -> dict[str, torch.Tensor]:
+    """Return the weights of the adapter by name."""
+    return get_peft_model_state_dict(model.transformers_model)

@@ -1,0 +1,81 @@
+"""The checked configuration, and what the rules ask of it."""
+
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from cachelora.code import code_digest
+from cachelora.config import parse as parse_config
+from cachelora.errors import CacheloraError, InputError
+
+try:
+    settings = parse_config(config)
+    # With a storage plugin the inputs need not lie on this machine.
+    if workflow.storage_settings.default_storage_provider is None:
+        for domain, domain_settings in settings.domains.items():
+            for key in ("queries", "recording", "test"):
+                path = getattr(domain_settings, key)
+                if path is not None and not Path(path).is_file():
+                    raise InputError(
+                        f"domains.{domain}.{key}",
+                        f"no such file: {path}",
+                        "Put it there, or correct the path",
+                    )
+except CacheloraError as error:
+    raise WorkflowError(str(error)) from None
+
+WEIGHTS = "adapter_model.safetensors"
+MODEL_FILES = (WEIGHTS, "adapter_config.json", "metrics.json", "manifest.json")
+
+
+def alternatives(names):
+    """Return a pattern that matches these names and nothing else, even if there are none."""
+    return "|".join(names) or "(?!)"
+
+
+def domains_with(engine_type):
+    """List the domains whose engine is of a type."""
+    return [name for name in settings.domains if settings.engine_of(name).type == engine_type]
+
+
+def section(name):
+    """Return one part of the configuration with its defaults, as params hold it."""
+    return getattr(settings, name).model_dump(mode="json")
+
+
+def base_model(wildcards):
+    """Return the settings of a base model."""
+    return settings.base_models[wildcards.base].model_dump(mode="json")
+
+
+def stage_code(stage):
+    """Return a digest of what a stage runs: its script and the library modules behind it."""
+    return code_digest(workflow.source_path(f"../scripts/{stage}.py"))
+
+
+def get_testsets():
+    """List the test sets of all domains."""
+    return expand("<results>/testset/{domain}.parquet", domain=settings.domains)
+
+
+def get_triplets(wildcards):
+    """List the triplets that a model is trained on: those of its domain, or of all."""
+    domains = settings.domains if wildcards.model == "joint" else [wildcards.model]
+    return expand("<results>/triplets/{domain}.parquet", domain=domains)
+
+
+def get_models():
+    """List all models, the base model first."""
+    return ["base", *settings.domains, "joint", *settings.merges]
+
+
+def get_deployed():
+    """List the deployed model's folder for each base model."""
+    return expand("<results>/deploy/{base}/{model}", base=settings.base_models, model=settings.deploy.model)
+
+
+wildcard_constraints:
+    domain=alternatives(settings.domains),
+    base=alternatives(settings.base_models),
+    model=alternatives(get_models()),
+    shard="[0-9]+",

@@ -1,0 +1,25 @@
+rule deploy:
+    message:
+        "Merging {wildcards.model} into {wildcards.base}, for use without peft."
+    input:
+        adapter=expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
+        testsets=get_testsets(),
+    output:
+        # A folder: which files a model consists of depends on the base model.
+        folder=directory("<results>/deploy/{base}/{model}"),
+    log:
+        "<logs>/deploy/{base}/{model}.log",
+    wildcard_constraints:
+        model=alternatives(name for name in get_models() if name != "base"),
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        base=base_model,
+        batch_size=settings.evaluate.batch_size,
+        code=stage_code("deploy"),
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/deploy.py"

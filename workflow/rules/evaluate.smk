@@ -1,0 +1,54 @@
+rule evaluate_base:
+    message:
+        "Evaluating the base model {wildcards.base}."
+    input:
+        testsets=get_testsets(),
+    output:
+        scores=ensure("<results>/evaluation/{base}/base.parquet", non_empty=True),
+        metrics="<results>/evaluation/{base}/base.json",
+    log:
+        "<logs>/evaluate/{base}/base.log",
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=section("evaluate"),
+        base=base_model,
+        model="base",
+        seed=settings.seed,
+        code=stage_code("evaluate"),
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/evaluate.py"
+
+
+rule evaluate:
+    message:
+        "Evaluating {wildcards.model} on {wildcards.base}."
+    input:
+        testsets=get_testsets(),
+        adapter=expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
+        base_scores="<results>/evaluation/{base}/base.parquet",
+    output:
+        scores=ensure("<results>/evaluation/{base}/{model}.parquet", non_empty=True),
+        metrics="<results>/evaluation/{base}/{model}.json",
+    log:
+        "<logs>/evaluate/{base}/{model}.log",
+    wildcard_constraints:
+        model=alternatives(name for name in get_models() if name != "base"),
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=section("evaluate"),
+        base=base_model,
+        model="{model}",
+        seed=settings.seed,
+        code=stage_code("evaluate"),
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/evaluate.py"

@@ -1,0 +1,23 @@
+rule queries:
+    message:
+        "Reading, grouping and splitting the queries of {wildcards.domain}."
+    input:
+        source=lambda wildcards: settings.domains[wildcards.domain].queries,
+    output:
+        table=ensure("<results>/queries/{domain}.parquet", non_empty=True),
+        rejects="<results>/queries/{domain}.rejects.jsonl",
+    log:
+        "<logs>/queries/{domain}.log",
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        settings=section("queries"),
+        seed=settings.seed,
+        hold_out_test=lambda wildcards: settings.domains[wildcards.domain].test is None,
+        code=stage_code("queries"),
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/queries.py"

@@ -1,0 +1,49 @@
+rule testset_from_file:
+    message:
+        "Reading the test set of {wildcards.domain}."
+    input:
+        triplets=lambda wildcards: settings.domains[wildcards.domain].test,
+    output:
+        table=ensure("<results>/testset/{domain}.parquet", non_empty=True),
+        rejects="<results>/testset/{domain}.rejects.jsonl",
+    log:
+        "<logs>/testset/{domain}.log",
+    wildcard_constraints:
+        domain=alternatives(name for name, domain in settings.domains.items() if domain.test),
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        max_reject_share=settings.queries.max_reject_share,
+        code=stage_code("testset"),
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/testset.py"
+
+
+rule testset_from_split:
+    message:
+        "Holding out the test set of {wildcards.domain} from its own queries."
+    input:
+        queries="<results>/queries/{domain}.parquet",
+        augmented="<results>/augmented/{domain}.parquet",
+    output:
+        table=ensure("<results>/testset/{domain}.parquet", non_empty=True),
+        rejects="<results>/testset/{domain}.rejects.jsonl",
+    log:
+        "<logs>/testset/{domain}.log",
+    wildcard_constraints:
+        domain=alternatives(name for name, domain in settings.domains.items() if not domain.test),
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        source=lambda wildcards: settings.domains[wildcards.domain].queries,
+        code=stage_code("testset"),
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/testset.py"

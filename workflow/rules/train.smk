@@ -1,0 +1,28 @@
+rule train:
+    message:
+        "Training the adapter {wildcards.model} on {wildcards.base}."
+    input:
+        triplets=get_triplets,
+    output:
+        expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
+    log:
+        "<logs>/train/{base}/{model}.log",
+    benchmark:
+        "<results>/timing/train/{base}/{model}.tsv"
+    wildcard_constraints:
+        model=alternatives([*settings.domains, "joint"]),
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=1,
+        gpu_manufacturer="nvidia",
+    params:
+        settings=section("train"),
+        base=base_model,
+        seed=settings.seed,
+        code=stage_code("train"),
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/train.py"

@@ -1,0 +1,24 @@
+rule triplets:
+    message:
+        "Grouping the triplets of {wildcards.domain}."
+    input:
+        queries="<results>/queries/{domain}.parquet",
+        augmented="<results>/augmented/{domain}.parquet",
+        testsets=get_testsets(),
+    output:
+        table=ensure("<results>/triplets/{domain}.parquet", non_empty=True),
+        card="<results>/triplets/{domain}.md",
+    log:
+        "<logs>/triplets/{domain}.log",
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=section("triplets"),
+        source=lambda wildcards: settings.domains[wildcards.domain].queries,
+        code=stage_code("triplets"),
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/triplets.py"

@@ -1,0 +1,18 @@
+"""Put the shards of a domain together."""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from cachelora.files import read_table, write_table
+from cachelora.job import logged
+from cachelora.schemas import AUGMENTED
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+if __name__ == "__main__":
+    with logged(snakemake.log[0]):
+        shards = pd.concat([read_table(path, AUGMENTED) for path in snakemake.input.shards])
+        # Sorted, so that the number of shards does not show in the result; stable, so that texts keep their order.
+        write_table(snakemake.output.table, shards.sort_values("query_id", kind="stable"), AUGMENTED)

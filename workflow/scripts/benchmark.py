@@ -1,0 +1,25 @@
+"""Put all evaluations into one table."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cachelora.benchmark import benchmark_markdown, benchmark_table, read_published
+from cachelora.config import Evaluate
+from cachelora.files import replacing, write_text
+from cachelora.job import logged
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+if __name__ == "__main__":
+    with logged(snakemake.log[0]):
+        settings = Evaluate(**snakemake.params.settings)
+        evaluations = [json.loads(Path(path).read_text(encoding="utf-8")) for path in snakemake.input.evaluations]
+        table = benchmark_table(evaluations)
+        with replacing(snakemake.output.csv) as temporary:
+            table.to_csv(temporary, index=False)
+        markdown = benchmark_markdown(
+            table, read_published(snakemake.input.published), settings.confidence, settings.false_hit_budget
+        )
+        write_text(snakemake.output.markdown, markdown)

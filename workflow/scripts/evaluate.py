@@ -1,0 +1,40 @@
+"""Measure one model on all test sets, beside the base model."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cachelora.config import BaseModelSource, Evaluate
+from cachelora.evaluate import measure, score_testsets
+from cachelora.files import read_table, sha256_of, write_json, write_table
+from cachelora.job import logged
+from cachelora.models import load_model
+from cachelora.schemas import SCORES, TESTSET
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+if __name__ == "__main__":
+    with logged(snakemake.log[0]):
+        started = time.monotonic()
+        torch.set_num_threads(snakemake.threads)
+        settings, base = Evaluate(**snakemake.params.settings), BaseModelSource(**snakemake.params.base)
+        testsets = {Path(path).stem: read_table(path, TESTSET) for path in snakemake.input.testsets}
+        adapter = Path(snakemake.input.adapter[0]).parent if "adapter" in snakemake.input.keys() else None
+        scores = score_testsets(load_model(base, adapter), testsets, settings.batch_size)
+        base_scores = read_table(snakemake.input.base_scores, SCORES) if adapter else scores
+        results = measure(scores, base_scores, settings, snakemake.params.seed)
+        write_table(snakemake.output.scores, scores, SCORES)
+        write_json(
+            snakemake.output.metrics,
+            {
+                "base_model": snakemake.wildcards.base,
+                "model": snakemake.params.model,
+                "config": {"evaluate": snakemake.params.settings, "base": snakemake.params.base},
+                "inputs": {path: sha256_of(path) for path in snakemake.input},
+                "seconds": round(time.monotonic() - started, 1),
+                "results": results,
+            },
+        )

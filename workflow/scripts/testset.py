@@ -1,0 +1,27 @@
+"""Make the test set of a domain, from its file or from the queries that were held out."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from cachelora.files import read_table, write_rejects, write_table
+from cachelora.job import logged
+from cachelora.schemas import AUGMENTED, QUERIES, TESTSET
+from cachelora.testset import read_testset, testset_from_groups
+from cachelora.triplets import make_groups
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+if __name__ == "__main__":
+    with logged(snakemake.log[0]):
+        if "triplets" in snakemake.input.keys():
+            table, rejects = read_testset(snakemake.input.triplets, snakemake.params.max_reject_share)
+        else:
+            queries = read_table(snakemake.input.queries, QUERIES)
+            groups, _ = make_groups(
+                queries[queries["split"] == "test"], read_table(snakemake.input.augmented, AUGMENTED)
+            )
+            table, rejects = testset_from_groups(groups, snakemake.params.source), []
+        logging.info("%d triplets, %d set aside", len(table), len(rejects))
+        write_rejects(snakemake.output.rejects, rejects)
+        write_table(snakemake.output.table, table, TESTSET)
