@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="check model folders against their manifests")
     verify.add_argument("folder", nargs="+", help="a folder under results/models or results/deploy")
-    commands.add_parser("schema", help="print the JSON schema of the configuration")
+    reference = commands.add_parser("reference", help="print a page that is written from the code")
+    reference.add_argument("page", choices=("schema", "config", "contracts"))
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "verify":
@@ -36,8 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{folder}: {len(verify_folder(folder)['files'])} files as the manifest says")
         else:
             from cachelora.config import json_schema
+            from cachelora.reference import config_reference, contracts_reference
 
-            print(json_schema(), end="")
+            pages = {"schema": json_schema, "config": config_reference, "contracts": contracts_reference}
+            print(pages[chosen.page](), end="")
     except CacheloraError as error:
         print(f"ERROR {error}", file=sys.stderr)
         return 1

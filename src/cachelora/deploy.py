@@ -7,7 +7,7 @@ from peft import PeftModel
 
 from cachelora.config import BaseModelSource
 from cachelora.errors import DamagedError
-from cachelora.files import write_text
+from cachelora.files import make_readable, write_text
 from cachelora.models import encode_texts, load_model
 
 _TOLERANCE = 1e-4
@@ -69,6 +69,8 @@ def deploy_model(
     merged = PeftModel.from_pretrained(plain.transformers_model, str(adapter)).merge_and_unload()
     plain.transformers_model.load_state_dict(merged.state_dict())
     plain.save(str(folder), create_model_card=False, safe_serialization=True)
+    for member in Path(folder).rglob("*.safetensors"):
+        make_readable(member)
     write_text(Path(folder) / "README.md", _CARD.format(base=base.name, model=model_id))
     found = encode_texts(
         load_model(BaseModelSource(source=str(folder), name=base.name), None), probes, batch_size

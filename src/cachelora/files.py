@@ -76,18 +76,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        # mkstemp makes files that only their owner can read; results are for whoever may read the folder.
-        temporary.chmod(0o666 & ~_umask())
+        make_readable(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    """Return the file mode mask of the process."""
+def make_readable(path: Path) -> None:
+    """Give a file the mode of any new file; some libraries make files that only their owner can read.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    """
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    path.chmod(0o666 & ~mask)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -322,6 +327,13 @@ def _read_csv(path: Path, content: bytes) -> tuple[list[Record], list[Reject]]:
     records, rejects = [], []
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    try:
+        # The first access reads the header, so that the line numbers below start behind it.
+        header = reader.fieldnames
+    except csv.Error as error:
+        raise InputError(str(path), f"its header is not CSV ({error})", "Mend the first line") from error
+    if not header:
+        return records, rejects
     while True:
         line = reader.line_num + 1
         try:

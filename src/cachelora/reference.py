@@ -1,0 +1,107 @@
+"""Reference pages that are written from the code, so that they cannot drift from it."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cachelora import schemas
+from cachelora.config import Config, LlamaCppEngine, RecordedEngine
+
+_CONFIG_INTRO = """# Configuration
+
+`config/domains.yaml` is the one file to edit; it holds science only. Threads, memory and GPUs stand in the rules, how
+jobs are run in `profiles/`. A file given with `--configfile` is laid over it, key by key, as the presets are; an entry
+that it sets to `null` (a domain, an engine, a base model, a merge) is removed. A key that is not listed here is an error.
+
+Written by `cachelora reference config`; do not edit."""
+
+_CONTRACTS_INTRO = """# Contracts
+
+What stands in the files between the stages. No column is ever null.
+
+Written by `cachelora reference contracts`; do not edit."""
+
+_CONTRACTS = {
+    "results/queries/{domain}.parquet": schemas.QUERIES,
+    "results/augmented/{domain}.parquet": schemas.AUGMENTED,
+    "results/testset/{domain}.parquet": schemas.TESTSET,
+    "results/triplets/{domain}.parquet": schemas.TRIPLETS,
+    "results/evaluation/{base}/{model}.parquet": schemas.SCORES,
+}
+
+
+def config_reference() -> str:
+    """Describe every key of the configuration.
+
+    Returns
+    -------
+    str
+        Markdown: a table for each section, with default and meaning.
+    """
+    parts = [_CONFIG_INTRO, "## Top level", _table(Config)]
+    for name, field in Config.model_fields.items():
+        sections = [found for found in _sections(field.annotation) if found is not Config]
+        for section in sections:
+            place = name if isinstance(field.annotation, type) else f"{name}.NAME"
+            variant = f" (type `{section.model_fields['type'].annotation.__args__[0]}`)" if name == "engines" else ""
+            parts += [f"## `{place}`{variant}", section.__doc__.strip(), _table(section)]
+    return "\n\n".join(parts) + "\n"
+
+
+def contracts_reference() -> str:
+    """Describe every column of the files between the stages.
+
+    Returns
+    -------
+    str
+        Markdown: a table for each file.
+    """
+    parts = [_CONTRACTS_INTRO]
+    for path, schema in _CONTRACTS.items():
+        rows = [(f"`{field.name}`", _type_name(field.type), field.metadata[b"meaning"].decode()) for field in schema]
+        parts += [f"## `{path}`", _markdown(("column", "type", "meaning"), rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """List the sections that a field holds."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    if "Engine" in str(annotation):
+        return [RecordedEngine, LlamaCppEngine]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _sections(part)]
+
+
+def _table(section: type[BaseModel]) -> str:
+    """Make the table of a section's keys."""
+    rows = [
+        (f"`{name}`", _default(field), field.description or "see below")
+        for name, field in section.model_fields.items()
+        if name != "type"
+    ]
+    return _markdown(("key", "default", "meaning"), rows) if rows else "It has no keys but `type`."
+
+
+def _default(field: FieldInfo) -> str:
+    """Show a default."""
+    if field.is_required():
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return ""
+    return f"`{json.dumps(field.default)}`"
+
+
+def _type_name(type_: pa.DataType) -> str:
+    """Show the type of a column."""
+    if pa.types.is_list(type_):
+        return "list of (" + ", ".join(f"{field.name}: {field.type}" for field in type_.value_type) + ")"
+    return str(type_)
+
+
+def _markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Make a Markdown table."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

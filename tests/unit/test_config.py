@@ -1,0 +1,111 @@
+import copy
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from cachelora.config import json_schema, parse
+from cachelora.errors import ConfigError
+from cachelora.reference import config_reference, contracts_reference
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load((ROOT / "config/domains.yaml").read_text(encoding="utf-8"))
+
+
+def change(config, path, value):
+    config = copy.deepcopy(config)
+    *parents, last = path.split("/")
+    place = config
+    for part in parents:
+        place = place.setdefault(part, {})
+    place[last] = value
+    return config
+
+
+DOMAIN = {"queries": "q.jsonl", "recording": "r.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("train/learnin_rate", 1, r"^train\.learnin_rate: unknown key 'learnin_rate'\. Use one of rank, "),
+        ("trian", {}, r"^trian: unknown key 'trian'\. Use one of pathvars, seed"),
+        ("domains/law/querys", "x", r"^domains\.law\.querys: unknown key 'querys'\. Use one of queries, recording"),
+        ("domains/a", {}, r"^domains\.a\.queries: missing\. Set it"),
+        ("domains/../evil", DOMAIN, None),
+        ("domains/a.b", DOMAIN, r"^domains\.a\.b: 'a\.b' is no name"),
+        ("domains/..", DOMAIN, r"'\.\.' is no name: |'\.\.' is no name"),
+        ("domains/joint", DOMAIN, r"^domains\.joint: 'joint' is reserved"),
+        ("domains/base", DOMAIN, r"'base' is reserved"),
+        ("domains/general", DOMAIN, r"'general' is reserved"),
+        ("domains/Upper", DOMAIN, r"'Upper' is no name"),
+        ("domains/law/engine", "gpt", r"^domains\.law\.engine: unknown engine 'gpt'\. Use one of recorded"),
+        ("augment/engine", "gpt", r"^augment\.engine: unknown engine 'gpt'"),
+        ("engines/x", {"type": "magic"}, r"^engines\.x\.type: unknown engine 'magic'\. Use 'recorded', 'llamacpp'"),
+        ("engines/x", {"model": "m"}, r"^engines\.x\.type: missing"),
+        ("engines/x", {"type": "llamacpp"}, r"^engines\.x\.model: missing"),
+        ("engines/x", {"type": "llamacpp", "model": "m", "tempo": 1}, r"^engines\.x\.tempo: unknown key 'tempo'"),
+        ("domains/law/recording", None, r"^domains\.law\.recording: missing, and engine 'recorded' replays"),
+        ("merges/law", {"method": "svd", "weight": 1}, r"^merges\.law: there is a domain of this name"),
+        ("merges/m", {"method": "cat", "weight": 1}, r'^merges\.m\.method: "cat" is not allowed'),
+        ("deploy/model", "x", r"^deploy\.model: unknown model 'x'\. Use one of medical"),
+        ("train/rank", "many", r'^train\.rank: "many" is not allowed'),
+        ("train/rank", 0, r"^train\.rank: 0 is not allowed"),
+        ("train/learning_rate", float("nan"), r"^train\.learning_rate"),
+        ("queries/max_reject_share", 2, r"^queries\.max_reject_share: 2 is not allowed"),
+        ("base_models/minilm-l6/sha256", "abc", r"^base_models\.minilm-l6\.sha256: \"abc\" is not allowed"),
+        ("domains", {}, r"^domains: \{\} is not allowed"),
+    ],
+)
+def test_mistakes_are_named_by_key(config, path, value, message):
+    if path == "domains/../evil":
+        broken = copy.deepcopy(config)
+        broken["domains"]["../evil"] = DOMAIN
+        message = r"'\.\./evil' is no name"
+    else:
+        broken = change(config, path, value)
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse(broken)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_an_overlay_removes_entries_by_null(config):
+    settings = parse(change(config, "domains/law", None))
+    assert list(settings.domains) == ["medical", "programming", "psychology"]
+
+
+def test_every_default_is_allowed(config):
+    minimal = {key: config[key] for key in ("base_models", "domains", "engines")}
+    assert parse(minimal).train == parse(config).train
+
+
+@pytest.mark.parametrize(
+    ("path", "page"),
+    [
+        ("workflow/schemas/config.schema.json", json_schema),
+        ("config/README.md", config_reference),
+        ("docs/contracts.md", contracts_reference),
+    ],
+)
+def test_pages_written_from_the_code_are_up_to_date(path, page):
+    name = {"workflow/schemas/config.schema.json": "schema", "config/README.md": "config"}.get(path, "contracts")
+    written = (ROOT / path).read_text(encoding="utf-8")
+    assert written == page(), f"run: cachelora reference {name} > {path}"
+
+
+def test_shipped_configs_fit_the_published_schema(config):
+    import json
+
+    import jsonschema
+    from snakemake.utils import update_config
+
+    schema = json.loads(json_schema())
+    for preset in [None, *(ROOT / "config/presets").glob("*.yaml")]:
+        merged = copy.deepcopy(config)
+        if preset:
+            update_config(merged, yaml.safe_load(preset.read_text(encoding="utf-8")))
+        merged["domains"] = {name: value for name, value in merged["domains"].items() if value is not None}
+        jsonschema.Draft202012Validator(schema).validate(merged)

