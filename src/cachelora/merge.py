@@ -69,4 +69,5 @@ def merge_adapters(
         svd_full_matrices=False,
     )
     tuner.set_adapter(MERGED)
-    save_adapter(get_peft_model_state_dict(tuner, adapter_name=MERGED), tuner.peft_config[MERGED], folder)
+    weights = get_peft_model_state_dict(tuner, adapter_name=MERGED)
+    save_adapter(weights, tuner.peft_config[MERGED], bases.pop(), folder)

@@ -155,7 +155,9 @@ def encode_texts(model: "SentenceTransformer", texts: Iterable[str], batch_size:
     return dict(zip(distinct, vectors, strict=True))
 
 
-def save_adapter(weights: Mapping[str, "torch.Tensor"], config: "PeftConfig", folder: str | Path) -> None:
+def save_adapter(
+    weights: Mapping[str, "torch.Tensor"], config: "PeftConfig", base_name: str, folder: str | Path
+) -> None:
     """Save an adapter in the layout of peft, which plain ``PeftModel.from_pretrained`` loads.
 
     Parameters
@@ -164,6 +166,8 @@ def save_adapter(weights: Mapping[str, "torch.Tensor"], config: "PeftConfig", fo
         The adapter's weights, as ``peft.get_peft_model_state_dict`` gives them.
     config : PeftConfig
         Its configuration.
+    base_name : str
+        What it calls its base model: the name, for the path that peft knows means nothing on another machine.
     folder : str or Path
         Where ``adapter_model.safetensors`` and ``adapter_config.json`` go.
     """
@@ -177,4 +181,5 @@ def save_adapter(weights: Mapping[str, "torch.Tensor"], config: "PeftConfig", fo
     with replacing(folder / ADAPTER_WEIGHTS) as temporary:
         temporary.write_bytes(save(named, metadata={"format": "pt"}))
     config.inference_mode = True
+    config.base_model_name_or_path = base_name
     config.save_pretrained(str(folder))

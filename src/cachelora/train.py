@@ -73,7 +73,7 @@ def train_adapter(
     set_seed(seed)
     # Examples for a model card that nobody reads; they would encode a thousand rows.
     model.model_card_data.generate_widget_examples = False
-    _add_adapter(model, settings, base_name)
+    _add_adapter(model, settings)
     train = {domain: table[table["split"] == "train"] for domain, table in triplets.items()}
     rows = pool_domains(train, seed)
     if rows["group"].nunique() < 2:
@@ -118,7 +118,7 @@ def train_adapter(
         )
         trainer.train()
     best.restore()
-    save_adapter(_adapter_state(model), model.transformers_model.peft_config["default"], folder)
+    save_adapter(_adapter_state(model), model.transformers_model.peft_config["default"], base_name, folder)
     return {
         "rows": len(rows),
         "steps": steps,
@@ -378,7 +378,7 @@ def _use_bfloat16(precision: str) -> bool:
     return any(flags[1:])
 
 
-def _add_adapter(model: SentenceTransformer, settings: Train, base_name: str) -> None:
+def _add_adapter(model: SentenceTransformer, settings: Train) -> None:
     """Give a model a fresh adapter."""
     config = LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
@@ -387,8 +387,6 @@ def _add_adapter(model: SentenceTransformer, settings: Train, base_name: str) ->
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
     )
-    # The path of a folder on this machine would mean nothing elsewhere.
-    config.base_model_name_or_path = base_name
     try:
         model.add_adapter(config)
     except ValueError as error:
