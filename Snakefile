@@ -29,10 +29,10 @@ localrules:
 
 
 rule all:
-    message:
-        "Everything: the benchmark table and the model to deploy."
     default_target: True
     input:
         "<results>/benchmark.csv",
         "<results>/benchmark.md",
         get_deployed(),
+    message:
+        "Everything: the benchmark table and the model to deploy."

@@ -73,7 +73,9 @@ def read_published(path: str | Path) -> list[Published]:
         return [Published.model_validate(entry) for entry in entries]
     except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
         first = str(error).strip().replace("\n", " ")[:160]
-        raise ConfigError(str(path), f"not a list of published margins ({first})", "Compare with the shipped file") from error
+        raise ConfigError(
+            str(path), f"not a list of published margins ({first})", "Compare with the shipped file"
+        ) from error
 
 
 def benchmark_table(evaluations: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -152,7 +154,7 @@ def _model_table(rows: pd.DataFrame) -> str:
             if metric in ("margin", "ap", "accuracy"):
                 line[f"Δ {title}"] = "" if model == "base" else _change(row)
         relative = by_name.loc["margin", "relative_change"]
-        line["Δ margin %"] = "" if model == "base" else "–" if pd.isna(relative) else f"{relative:+.0%}"
+        line["Δ margin %"] = "" if model == "base" else "n/a" if pd.isna(relative) else f"{relative:+.0%}"
         lines.append(line)
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 

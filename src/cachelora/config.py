@@ -202,9 +202,7 @@ class Config(_Section):
                 raise ConfigError(f"merges.{name}", "there is a domain of this name", "Rename one of the two")
         models = [*self.domains, "joint", *self.merges]
         if self.deploy.model not in models:
-            raise ConfigError(
-                "deploy.model", f"unknown model '{self.deploy.model}'", f"Use one of {_listed(models)}"
-            )
+            raise ConfigError("deploy.model", f"unknown model '{self.deploy.model}'", f"Use one of {_listed(models)}")
         return self
 
     def engine_of(self, domain: str) -> RecordedEngine | LlamaCppEngine:

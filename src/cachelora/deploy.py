@@ -72,11 +72,11 @@ def deploy_model(
     for member in Path(folder).rglob("*.safetensors"):
         make_readable(member)
     write_text(Path(folder) / "README.md", _CARD.format(base=base.name, model=model_id))
-    found = encode_texts(
-        load_model(BaseModelSource(source=str(folder), name=base.name), None), probes, batch_size
-    )
+    found = encode_texts(load_model(BaseModelSource(source=str(folder), name=base.name), None), probes, batch_size)
     difference = max(float(np.abs(found[text] - expected[text]).max()) for text in expected)
     if difference > _TOLERANCE:
         raise DamagedError(
-            str(folder), f"its embeddings differ from the adapter's by up to {difference:.1e}", "Delete it and run again"
+            str(folder),
+            f"its embeddings differ from the adapter's by up to {difference:.1e}",
+            "Delete it and run again",
         )

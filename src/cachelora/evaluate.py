@@ -45,9 +45,7 @@ def score_triplets(model: "SentenceTransformer", triplets: pd.DataFrame, batch_s
     )
 
 
-def score_testsets(
-    model: "SentenceTransformer", testsets: Mapping[str, pd.DataFrame], batch_size: int
-) -> pd.DataFrame:
+def score_testsets(model: "SentenceTransformer", testsets: Mapping[str, pd.DataFrame], batch_size: int) -> pd.DataFrame:
     """Measure the similarities of all test sets.
 
     Parameters

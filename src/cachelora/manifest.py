@@ -14,7 +14,16 @@ from cachelora.errors import DamagedError
 from cachelora.files import sha256_of, write_json
 
 MANIFEST = "manifest.json"
-_PACKAGES = ("cachelora", "numpy", "peft", "safetensors", "sentence-transformers", "tokenizers", "torch", "transformers")
+_PACKAGES = (
+    "cachelora",
+    "numpy",
+    "peft",
+    "safetensors",
+    "sentence-transformers",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 _REMEDY = "Delete the folder and run again, or fetch it again as a binary file"
 
 

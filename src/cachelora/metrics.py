@@ -181,7 +181,9 @@ def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _hits_by_threshold(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _hits_by_threshold(
+    positive: np.ndarray, negative: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Count weighted hits and false hits at each distinct cosine, from the highest down; both of shape (b, t)."""
     similarity = np.concatenate([positive, negative])
     order = np.argsort(-similarity, kind="stable")

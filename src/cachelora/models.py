@@ -176,7 +176,9 @@ def save_adapter(
     folder = Path(folder)
     # The names that peft gives inside its own wrapper; a model that holds its adapter itself lacks the prefix.
     prefix = "base_model.model."
-    named = {f"{prefix}{name.removeprefix(prefix)}": value.detach().cpu().contiguous() for name, value in weights.items()}
+    named = {
+        f"{prefix}{name.removeprefix(prefix)}": value.detach().cpu().contiguous() for name, value in weights.items()
+    }
     # Not save_file: its files can be read by their owner only.
     with replacing(folder / ADAPTER_WEIGHTS) as temporary:
         temporary.write_bytes(save(named, metadata={"format": "pt"}))

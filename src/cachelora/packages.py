@@ -33,6 +33,8 @@ def package_file(package: str, pattern: str) -> Path:
     found = [Path(member.locate()) for member in members if member.match(pattern)]
     if len(found) != 1:
         raise ModelError(
-            f"package:{package}", f"it holds {len(found)} files of the form {pattern}", "Name another package, or a path"
+            f"package:{package}",
+            f"it holds {len(found)} files of the form {pattern}",
+            "Name another package, or a path",
         )
     return found[0]

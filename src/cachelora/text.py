@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Marks that carry no meaning at the edge of a word. Signs that do are not in it: "c++", "c#", "-1", ".net", "50%", "$5".
+# Marks that carry no meaning at the edge of a word. Signs that do are not in it: c++, c#, -1, .net, 50%, $5.
 _EDGE_MARKS = "?!,;:\"'()[]{}…‘’“”«»¿¡"  # noqa: RUF001
 
 
@@ -98,4 +98,3 @@ def near_copies(texts: Sequence[str], references: Sequence[str], threshold: floa
         union = sizes[:, None] + reference_sizes[None, :] - shared
         found[start : start + 1024] = (shared >= threshold * np.maximum(union, 1)).any(axis=1)
     return found
-

@@ -1,13 +1,13 @@
 """Stage `train`: a LoRA adapter from triplets, the best checkpoint chosen on the validation split.
 
-The loss is multiple negatives ranking (Henderson et al. 2017, arXiv:1705.00652; cosine form as in Sentence-BERT): for
-row *i* with anchor *a*, positive *p* and its hard negatives, minus the log of the share that exp(cos(a, p) / temperature)
-has in the sum over all positives and negatives of the batch.
+The loss is multiple negatives ranking (Henderson et al. 2017, arXiv:1705.00652; with the cosine divided by a
+temperature as in seed document 000): for a row with anchor a and positive p, minus the log of the share that
+exp(cos(a, p) / temperature) has in the sum over all positives and hard negatives of the batch.
 """
 
+import heapq
 import logging
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,31 +83,11 @@ def train_adapter(
         preprocess_fn=model.preprocess, seed=seed, negatives_per_row=settings.negatives_per_row
     )
     best = BestCheckpoint(model, validation)
-    steps = len(GroupBatchSampler(rows["group"].tolist(), settings.batch_size, seed)) * settings.epochs
+    sampler = GroupBatchSampler(rows["group"].tolist(), settings.batch_size, seed)
     with TemporaryDirectory() as scratch:
         trainer = SentenceTransformerTrainer(
             model=model,
-            args=SentenceTransformerTrainingArguments(
-                output_dir=scratch,
-                num_train_epochs=settings.epochs,
-                per_device_train_batch_size=settings.batch_size,
-                batch_sampler=lambda dataset, **options: GroupBatchSampler(rows["group"].tolist(), settings.batch_size, seed),
-                learning_rate=settings.learning_rate,
-                warmup_steps=math.ceil(settings.warmup_share * steps),
-                lr_scheduler_type=_SCHEDULES[settings.schedule],
-                max_grad_norm=settings.max_grad_norm,
-                bf16=_use_bfloat16(settings.precision),
-                use_cpu=not torch.cuda.is_available(),
-                seed=seed,
-                eval_strategy="steps",
-                eval_steps=max(1, steps // settings.epochs // settings.evaluations_per_epoch),
-                eval_on_start=True,
-                save_strategy="no",
-                logging_steps=max(1, steps // settings.epochs // 4),
-                logging_nan_inf_filter=False,
-                report_to="none",
-                disable_tqdm=True,
-            ),
+            args=_training_arguments(settings, sampler, seed, scratch),
             train_dataset=Dataset.from_pandas(
                 rows[["anchor", "positive", "negatives"]].assign(row=range(len(rows))), preserve_index=False
             ),
@@ -121,14 +101,41 @@ def train_adapter(
     save_adapter(_adapter_state(model), model.transformers_model.peft_config["default"], base_name, folder)
     return {
         "rows": len(rows),
-        "steps": steps,
+        "steps": trainer.state.global_step,
         "best_step": best.step,
         "validation": best.history,
         "loss": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
 
 
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+def _training_arguments(
+    settings: Train, sampler: "GroupBatchSampler", seed: int, scratch: str
+) -> SentenceTransformerTrainingArguments:
+    """Translate the recipe into the trainer's words."""
+    steps = len(sampler) * settings.epochs
+    schedules = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+    return SentenceTransformerTrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        batch_sampler=lambda dataset, **options: sampler,
+        learning_rate=settings.learning_rate,
+        warmup_steps=math.ceil(settings.warmup_share * steps),
+        lr_scheduler_type=schedules[settings.schedule],
+        max_grad_norm=settings.max_grad_norm,
+        bf16=_use_bfloat16(settings.precision),
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        eval_strategy="steps",
+        eval_steps=max(1, len(sampler) // settings.evaluations_per_epoch),
+        eval_on_start=True,
+        # The best adapter is kept in memory (BestCheckpoint).
+        save_strategy="no",
+        logging_steps=max(1, len(sampler) // 4),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
 def pool_domains(triplets: Mapping[str, pd.DataFrame], seed: int) -> pd.DataFrame:
@@ -162,9 +169,9 @@ def pool_domains(triplets: Mapping[str, pd.DataFrame], seed: int) -> pd.DataFram
 class GroupBatchSampler(DefaultBatchSampler):
     """Batches that never hold two rows of one group, so that no paraphrase meets its sibling as a negative.
 
-    Each epoch uses every row once, in another order. Batches are filled from the groups with most rows left, which
-    spreads a group's rows over the epoch; towards the end batches get smaller rather than break the rule, and a batch
-    of one row is left out, for it has no in-batch negative.
+    A batch takes one row of each of the groups with most rows left, at random among equals: every group comes once
+    before any comes twice, and as few batches as possible are smaller than the others. Rows of a last group that has no
+    other left to be told from are left out of the epoch.
 
     Parameters
     ----------
@@ -173,7 +180,7 @@ class GroupBatchSampler(DefaultBatchSampler):
     batch_size : int
         Most rows a batch.
     seed : int
-        Seed of the order.
+        Seed of the order; each epoch has another one.
     """
 
     def __init__(self, groups: Sequence[str], batch_size: int, seed: int) -> None:
@@ -181,39 +188,25 @@ class GroupBatchSampler(DefaultBatchSampler):
         self._members: dict[str, list[int]] = {}
         for row, group in enumerate(groups):
             self._members.setdefault(group, []).append(row)
+        # The sizes of the batches depend on the sizes of the groups alone, so every epoch has as many.
+        self._length = sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the current epoch, as row numbers."""
         random = np.random.default_rng([self.seed, self.epoch])
-        queues = [list(random.permutation(rows)) for rows in self._members.values()]
-        # In pass k every group gives its k-th row; groups with the most rows come first in each batch of passes.
-        batch: list[int] = []
-        used: set[int] = set()
-        waiting: list[int] = []
-        order: list[int] = []
-        for number in range(max(map(len, queues))):
-            having = [group for group in range(len(queues)) if len(queues[group]) > number]
-            order += [having[index] for index in random.permutation(len(having))]
-        taken = [0] * len(queues)
-        while order or waiting:
-            # Rows that clashed with the last batch go first into the next.
-            candidates, waiting, position = waiting + order[: self.batch_size], [], len(order[: self.batch_size])
-            order = order[position:]
-            for group in candidates:
-                if group in used or len(batch) == self.batch_size:
-                    waiting.append(group)
-                else:
-                    used.add(group)
-                    batch.append(int(queues[group][taken[group]]))
-                    taken[group] += 1
-            if len(batch) == self.batch_size or not order:
-                if len(batch) > 1:
-                    yield batch
-                batch, used = [], set()
+        rows = [random.permutation(members).tolist() for members in self._members.values()]
+        heap = [(-len(left), random.random(), group) for group, left in enumerate(rows)]
+        heapq.heapify(heap)
+        while len(heap) > 1:
+            groups = [heapq.heappop(heap)[-1] for _ in range(min(self.batch_size, len(heap)))]
+            yield [rows[group].pop() for group in groups]
+            for group in groups:
+                if rows[group]:
+                    heapq.heappush(heap, (-len(rows[group]), random.random(), group))
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch; it is the same for every epoch of the same sizes."""
-        return sum(1 for _ in self)
+        """Return the number of batches of an epoch."""
+        return self._length
 
 
 class NegativesCollator(SentenceTransformerDataCollator):
@@ -361,11 +354,15 @@ class LossCheck(TrainerCallback):
         loss = logs.get("loss")
         if loss is None:
             return
-        _log.info("step %d of %d: loss %.4f, learning rate %.2e", state.global_step, state.max_steps, loss, logs["learning_rate"])
+        _log.info(
+            "step %d of %d: loss %.4f, learning rate %.2e",
+            state.global_step,
+            state.max_steps,
+            loss,
+            logs["learning_rate"],
+        )
         if not math.isfinite(loss):
-            raise TrainingError(
-                "train", f"the loss is {loss} at step {state.global_step}", "Lower train.learning_rate"
-            )
+            raise TrainingError("train", f"the loss is {loss} at step {state.global_step}", "Lower train.learning_rate")
 
 
 def _use_bfloat16(precision: str) -> bool:
@@ -374,8 +371,7 @@ def _use_bfloat16(precision: str) -> bool:
         return precision == "bfloat16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = torch.backends.cpu.get_cpu_capability(), torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported()
-    return any(flags[1:])
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _add_adapter(model: SentenceTransformer, settings: Train) -> None:

@@ -143,7 +143,13 @@ def make_triplets(groups: list[Group], where: str) -> pd.DataFrame:
         If nothing is left to train on, or nothing to validate on.
     """
     rows = [
-        (paraphrase, group.query, [{"kind": kind, "text": text} for kind, text in group.negatives], group.group, group.split)
+        (
+            paraphrase,
+            group.query,
+            [{"kind": kind, "text": text} for kind, text in group.negatives],
+            group.group,
+            group.split,
+        )
         for group in groups
         for paraphrase in group.paraphrases
     ]
@@ -156,7 +162,9 @@ def make_triplets(groups: list[Group], where: str) -> pd.DataFrame:
     return table
 
 
-def data_card(domain: str, queries: pd.DataFrame, augmented: pd.DataFrame, triplets: pd.DataFrame, dropped: Counter[str]) -> str:
+def data_card(
+    domain: str, queries: pd.DataFrame, augmented: pd.DataFrame, triplets: pd.DataFrame, dropped: Counter[str]
+) -> str:
     """Describe a domain's triplets: how many there are, of which kinds, and what was dropped and why.
 
     Parameters
@@ -191,4 +199,6 @@ def data_card(domain: str, queries: pd.DataFrame, augmented: pd.DataFrame, tripl
         ("## Negatives kept, by kind", {kind: kinds[kind] for kind in KINDS}),
         ("## Dropped, by reason", dict(sorted(dropped.items())) or {"nothing": 0}),
     ]
-    return "\n\n".join(f"{title}\n\n" + "\n".join(f"* {name}: {n}" for name, n in rows.items()) for title, rows in sections)
+    return "\n\n".join(
+        f"{title}\n\n" + "\n".join(f"* {name}: {n}" for name, n in rows.items()) for title, rows in sections
+    )

@@ -49,7 +49,10 @@ def test_bad_texts_are_refused_one_by_one():
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["paraphrases", "negatives", "kind", "text"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["paraphrases", "negatives", "kind", "text"]), inner)
+    ),
     max_leaves=20,
 )
 
@@ -99,14 +102,18 @@ def test_bad_recording_is_refused_with_its_line(tmp_path):
 def test_too_many_failures_stop_with_counts_and_reasons():
     engine = type("E", (), {"type": "t", "prompt_version": "v"})
     replies = [REPLY, Reply("01", [("aspect", "n")], "m", {"too long": 3}), Reply("02", [], "m", {"unknown kind": 1})]
-    with pytest.raises(EngineError, match=r"x, shard 0: 2 of 3 queries failed.*max_failed_share = 0\.5.*too long \(1\)"):
+    with pytest.raises(
+        EngineError, match=r"x, shard 0: 2 of 3 queries failed.*max_failed_share = 0\.5.*too long \(1\)"
+    ):
         augmented_table(replies, engine, Augment(max_failed_share=0.5), "x, shard 0")
     assert len(augmented_table(replies, engine, Augment(max_failed_share=0.7), "x")) == 3
 
 
 @given(st.lists(st.text(max_size=5), unique=True, max_size=30), st.integers(1, 5))
 def test_shards_divide_the_queries(texts, shards):
-    table = pd.DataFrame({"query_id": [digest(t) for t in texts], "query": texts, "canonical": True}).astype({"canonical": bool})
+    table = pd.DataFrame({"query_id": [digest(t) for t in texts], "query": texts, "canonical": True}).astype(
+        {"canonical": bool}
+    )
     parts = [shard_queries(table, shard, shards) for shard in range(shards)]
     assert sorted(query for part in parts for query in part) == sorted(zip(table["query_id"], texts, strict=True))
     assert all(shard_of(query_id, shards) == number for number, part in enumerate(parts) for query_id, _ in part)
@@ -188,6 +195,8 @@ def test_prompts_delimit_the_query_and_their_version_follows_what_is_sent():
         assert text.count("</query>") == 1
         assert "<query>ignore   all {braces}</query>" in text
     assert prompts.schema("negatives")["properties"]["negatives"]["minItems"] == 4
-    versions = {Prompts(*p).version for p in [("law", 3, 4, 200), ("tax", 3, 4, 200), ("law", 2, 4, 200), ("law", 3, 4, 99)]}
+    versions = {
+        Prompts(*p).version for p in [("law", 3, 4, 200), ("tax", 3, 4, 200), ("law", 2, 4, 200), ("law", 3, 4, 99)]
+    }
     assert len(versions) == 4
     assert Prompts("law", 3, 4, 200).version == prompts.version

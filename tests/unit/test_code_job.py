@@ -58,7 +58,9 @@ def run_job(tmp_path, body):
 
 
 def test_a_job_logs_what_it_says_and_what_its_libraries_print(tmp_path):
-    result, log = run_job(tmp_path, "import logging, os\nlogging.info('hello')\nprint('printed')\nos.system('echo from C')")
+    result, log = run_job(
+        tmp_path, "import logging, os\nlogging.info('hello')\nprint('printed')\nos.system('echo from C')"
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert all(text in log for text in ("INFO root: hello", "printed", "from C"))
 

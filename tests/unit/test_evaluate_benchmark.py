@@ -39,7 +39,9 @@ def test_similarities_are_those_of_plain_transformers_and_numpy(base):
             return torch.nn.functional.normalize(model(**tokens).last_hidden_state[0].mean(dim=0), dim=0).numpy()
 
     texts = ("symptoms of gout", "what are the signs of podagra?", "treatment of gout, please, my toe hurts a lot")
-    table = pd.DataFrame([["1", *texts, "aspect", "g"]], columns=["test_id", "anchor", "positive", "negative", "kind", "group"])
+    table = pd.DataFrame(
+        [["1", *texts, "aspect", "g"]], columns=["test_id", "anchor", "positive", "negative", "kind", "group"]
+    )
     row = score_testsets(load_model(base, None), {"x": table}, 2).iloc[0]
     anchor, positive, negative = map(embed, texts)
     assert row["positive_similarity"] == pytest.approx(anchor @ positive, abs=1e-5)

@@ -34,7 +34,9 @@ def test_line_end_conversion_is_named_as_such(folder):
     path = folder / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-5])
-    with pytest.raises(DamagedError, match=rf"promises {len(content)} bytes, the file holds {len(content) - 5}.*line ends"):
+    with pytest.raises(
+        DamagedError, match=rf"promises {len(content)} bytes, the file holds {len(content) - 5}.*line ends"
+    ):
         verify(folder)
 
 
@@ -70,7 +72,9 @@ def test_damage_is_found(folder, capsys, damage, message):
     assert capsys.readouterr().err.startswith("ERROR ")
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\xff" * 64, (5).to_bytes(8, "little") + b"{}   ", b"\x02" + b"\0" * 7 + b"[]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 7, b"\xff" * 64, (5).to_bytes(8, "little") + b"{}   ", b"\x02" + b"\0" * 7 + b"[]"]
+)
 def test_files_that_are_no_safetensors_are_refused(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
     if content.endswith(b"{}   "):

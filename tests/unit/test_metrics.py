@@ -5,8 +5,16 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from cachelora.metrics import (
-    accuracy, average_precision, bootstrap_weights, hit_ratio_at_budget, interval, margin, negative_similarity,
-    positive_similarity, recall_at_budget, registry,
+    accuracy,
+    average_precision,
+    bootstrap_weights,
+    hit_ratio_at_budget,
+    interval,
+    margin,
+    negative_similarity,
+    positive_similarity,
+    recall_at_budget,
+    registry,
 )  # fmt: skip
 
 POSITIVE = np.array([0.9, 0.5, 0.7, 0.2])
@@ -44,7 +52,9 @@ def test_by_hand():
 def test_average_precision_is_that_of_scikit_learn(case):
     positive, negative, weights = case
     labels = np.repeat([1, 0], len(positive))
-    expected = average_precision_score(labels, np.concatenate([positive, negative]), sample_weight=np.tile(weights[0], 2))
+    expected = average_precision_score(
+        labels, np.concatenate([positive, negative]), sample_weight=np.tile(weights[0], 2)
+    )
     assert average_precision(positive, negative, weights)[0] == pytest.approx(expected)
 
 

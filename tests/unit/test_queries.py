@@ -14,7 +14,14 @@ words = st.lists(st.text(alphabet="abcXY ?.", min_size=1, max_size=8).map(normal
 
 def test_bad_records_are_set_aside_with_their_reasons(tmp_path):
     path = tmp_path / "q.jsonl"
-    lines = [{"query": "what is gout"}, {"q": "x"}, {"query": 7}, {"query": " ?! "}, {"query": "x" * 30}, {"query": "ok"}]
+    lines = [
+        {"query": "what is gout"},
+        {"q": "x"},
+        {"query": 7},
+        {"query": " ?! "},
+        {"query": "x" * 30},
+        {"query": "ok"},
+    ]
     path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     queries, rejects = read_queries(path, Queries(max_reject_share=0.7, max_chars=20))
     assert queries == ["what is gout", "ok"]

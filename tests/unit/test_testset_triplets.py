@@ -95,7 +95,11 @@ def test_a_group_with_a_test_text_or_a_near_copy_is_dropped_and_counted():
     table = queries_table(QUERIES)
     groups, _ = make_groups(table, written_for(table))
     testset = pd.DataFrame(
-        {"anchor": ["Therapy 1 against how to treat disease number 3?"], "positive": ["x y z"], "negative": ["unrelated"]}
+        {
+            "anchor": ["Therapy 1 against how to treat disease number 3?"],
+            "positive": ["x y z"],
+            "negative": ["unrelated"],
+        }
     )
     kept, dropped = drop_test_copies(groups, [testset], 1.0)
     assert [group.query for group in groups if group not in kept] == ["how to treat disease number 3"]
@@ -128,7 +132,14 @@ def test_data_card_counts_and_shows_no_text():
 def test_test_file_is_checked_line_by_line(tmp_path):
     path = tmp_path / "test.jsonl"
     good = {"anchor": "a b", "positive": "c d", "negative": "e f", "kind": "scope", "subfield": "x"}
-    lines = [good, good | {"kind": "hard"}, good | {"positive": ""}, good | {"negative": "A b?"}, good, good | {"anchor": "z"}]
+    lines = [
+        good,
+        good | {"kind": "hard"},
+        good | {"positive": ""},
+        good | {"negative": "A b?"},
+        good,
+        good | {"anchor": "z"},
+    ]
     path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     table, rejects = read_testset(path, 0.7)
     assert table["anchor"].tolist() == ["a b", "z"]

@@ -32,11 +32,11 @@ TOPICS = ["wifi", "bluetooth", "location", "roaming", "dark mode", "captions", "
 
 
 def toy_triplets(seed=0):
-    rows = [
-        (f"activate {topic} for me", f"how to enable {topic}", [{"kind": "polarity", "text": f"how to disable {topic}"}], topic,
-         "validation" if number % 4 == seed % 4 else "train")
-        for number, topic in enumerate(TOPICS)
-    ]  # fmt: skip
+    rows = []
+    for number, topic in enumerate(TOPICS):
+        negatives = [{"kind": "polarity", "text": f"how to disable {topic}"}]
+        split = "validation" if number % 4 == seed % 4 else "train"
+        rows.append((f"activate {topic} for me", f"how to enable {topic}", negatives, topic, split))
     return pd.DataFrame(rows, columns=TRIPLETS.names)
 
 
@@ -145,9 +145,13 @@ def test_batches_hold_no_group_twice_and_lose_at_most_lone_rows(groups, batch_si
         assert len({groups[row] for row in batch}) == len(batch)
     assert len(rows) == len(set(rows))
     assert len(batches) == len(sampler)
-    # What is left out is what could not be paired with another group any more.
+    # What is left out has no other group left to be told from.
+    left_out = Counter(groups) - Counter(groups[row] for row in rows)
+    assert len(left_out) <= 1
     if max(Counter(groups).values()) <= len(groups) / batch_size:
-        assert len(groups) - len(rows) <= batch_size
+        assert left_out.total() <= 1
+    sampler.set_epoch(epoch + 1)
+    assert [len(batch) for batch in sampler] == [len(batch) for batch in batches]
 
 
 def test_epochs_differ_and_repeat_by_seed():
@@ -164,7 +168,9 @@ def test_epochs_differ_and_repeat_by_seed():
 @settings(deadline=None)
 def test_pooled_domains_have_equal_parts(sizes, seed):
     tables = {
-        str(number): pd.DataFrame({"anchor": [f"{number} {i}" for i in range(size)], "group": [str(i) for i in range(size)]})
+        str(number): pd.DataFrame(
+            {"anchor": [f"{number} {i}" for i in range(size)], "group": [str(i) for i in range(size)]}
+        )
         for number, size in enumerate(sizes)
     }
     pool = pool_domains(tables, seed)
@@ -218,6 +224,7 @@ def test_an_svd_merge_is_the_best_low_rank_sum(base, trained, other_adapter, tmp
     names = [name.removesuffix("lora_A.weight") for name in first if name.endswith("lora_A.weight")]
     assert len(names) == 12
     for name in names:
+
         def update(weights, scale, name=name):
             return scale * weights[f"{name}lora_B.weight"] @ weights[f"{name}lora_A.weight"]
 
@@ -235,7 +242,10 @@ def test_adapters_that_do_not_fit_are_not_merged(base, trained, tmp_path):
     train(base, tmp_path / "rank2", RECIPE.model_copy(update={"rank": 2, "epochs": 1}))
     with pytest.raises(ModelError, match="the adapters have different ranks: 2, 4"):
         merge_adapters(
-            load_model(base, None), {"a": trained[2], "b": tmp_path / "rank2"}, Merge(method="svd", weight=1), tmp_path / "m"
+            load_model(base, None),
+            {"a": trained[2], "b": tmp_path / "rank2"},
+            Merge(method="svd", weight=1),
+            tmp_path / "m",
         )
     assert not (tmp_path / "m").exists()
 

@@ -1,9 +1,9 @@
 rule benchmark:
-    message:
-        "Writing the benchmark table."
     input:
         evaluations=expand(
-            "<results>/evaluation/{base}/{model}.json", base=settings.base_models, model=get_models()
+            "<results>/evaluation/{base}/{model}.json",
+            base=settings.base_models,
+            model=get_models(),
         ),
         published=workflow.source_path("../../config/published.yaml"),
     output:
@@ -12,10 +12,12 @@ rule benchmark:
     log:
         "<logs>/benchmark.log",
     localrule: True
+    conda:
+        "../../envs/report.yaml"
     params:
         settings=section("evaluate"),
         code=stage_code("benchmark"),
-    conda:
-        "../../envs/report.yaml"
+    message:
+        "Writing the benchmark table."
     script:
         "../scripts/benchmark.py"

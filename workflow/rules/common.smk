@@ -35,7 +35,11 @@ def alternatives(names):
 
 def domains_with(engine_type):
     """List the domains whose engine is of a type."""
-    return [name for name in settings.domains if settings.engine_of(name).type == engine_type]
+    return [
+        name
+        for name in settings.domains
+        if settings.engine_of(name).type == engine_type
+    ]
 
 
 def section(name):
@@ -71,7 +75,11 @@ def get_models():
 
 def get_deployed():
     """List the deployed model's folder for each base model."""
-    return expand("<results>/deploy/{base}/{model}", base=settings.base_models, model=settings.deploy.model)
+    return expand(
+        "<results>/deploy/{base}/{model}",
+        base=settings.base_models,
+        model=settings.deploy.model,
+    )
 
 
 wildcard_constraints:

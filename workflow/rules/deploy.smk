@@ -1,6 +1,4 @@
 rule deploy:
-    message:
-        "Merging {wildcards.model} into {wildcards.base}, for use without peft."
     input:
         adapter=expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
         testsets=get_testsets(),
@@ -11,6 +9,8 @@ rule deploy:
         "<logs>/deploy/{base}/{model}.log",
     wildcard_constraints:
         model=alternatives(name for name in get_models() if name != "base"),
+    conda:
+        "../../envs/train.yaml"
     threads: 1
     resources:
         mem_mb=4000,
@@ -19,7 +19,7 @@ rule deploy:
         base=base_model,
         batch_size=settings.evaluate.batch_size,
         code=stage_code("deploy"),
-    conda:
-        "../../envs/train.yaml"
+    message:
+        "Merging {wildcards.model} into {wildcards.base}, for use without peft."
     script:
         "../scripts/deploy.py"

@@ -1,6 +1,4 @@
 rule evaluate_base:
-    message:
-        "Evaluating the base model {wildcards.base}."
     input:
         testsets=get_testsets(),
     output:
@@ -8,6 +6,8 @@ rule evaluate_base:
         metrics="<results>/evaluation/{base}/base.json",
     log:
         "<logs>/evaluate/{base}/base.log",
+    conda:
+        "../../envs/train.yaml"
     threads: 1
     resources:
         mem_mb=4000,
@@ -18,15 +18,13 @@ rule evaluate_base:
         model="base",
         seed=settings.seed,
         code=stage_code("evaluate"),
-    conda:
-        "../../envs/train.yaml"
+    message:
+        "Evaluating the base model {wildcards.base}."
     script:
         "../scripts/evaluate.py"
 
 
 rule evaluate:
-    message:
-        "Evaluating {wildcards.model} on {wildcards.base}."
     input:
         testsets=get_testsets(),
         adapter=expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
@@ -38,6 +36,8 @@ rule evaluate:
         "<logs>/evaluate/{base}/{model}.log",
     wildcard_constraints:
         model=alternatives(name for name in get_models() if name != "base"),
+    conda:
+        "../../envs/train.yaml"
     threads: 1
     resources:
         mem_mb=4000,
@@ -48,7 +48,7 @@ rule evaluate:
         model="{model}",
         seed=settings.seed,
         code=stage_code("evaluate"),
-    conda:
-        "../../envs/train.yaml"
+    message:
+        "Evaluating {wildcards.model} on {wildcards.base}."
     script:
         "../scripts/evaluate.py"

@@ -1,9 +1,9 @@
 rule merge:
-    message:
-        "Merging the domains' adapters on {wildcards.base} into {wildcards.model}."
     input:
         adapters=expand(
-            "<results>/models/{{base}}/{domain}/{file}", domain=settings.domains, file=MODEL_FILES
+            "<results>/models/{{base}}/{domain}/{file}",
+            domain=settings.domains,
+            file=MODEL_FILES,
         ),
         triplets=expand("<results>/triplets/{domain}.parquet", domain=settings.domains),
     output:
@@ -12,15 +12,19 @@ rule merge:
         "<logs>/merge/{base}/{model}.log",
     wildcard_constraints:
         model=alternatives(settings.merges),
+    conda:
+        "../../envs/train.yaml"
     threads: 2
     resources:
         mem_mb=4000,
         runtime=60,
     params:
-        settings=lambda wildcards: settings.merges[wildcards.model].model_dump(mode="json"),
+        settings=lambda wildcards: settings.merges[wildcards.model].model_dump(
+            mode="json"
+        ),
         base=base_model,
         code=stage_code("merge"),
-    conda:
-        "../../envs/train.yaml"
+    message:
+        "Merging the domains' adapters on {wildcards.base} into {wildcards.model}."
     script:
         "../scripts/merge.py"

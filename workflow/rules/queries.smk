@@ -1,6 +1,4 @@
 rule queries:
-    message:
-        "Reading, grouping and splitting the queries of {wildcards.domain}."
     input:
         source=lambda wildcards: settings.domains[wildcards.domain].queries,
     output:
@@ -8,6 +6,8 @@ rule queries:
         rejects="<results>/queries/{domain}.rejects.jsonl",
     log:
         "<logs>/queries/{domain}.log",
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -17,7 +17,7 @@ rule queries:
         seed=settings.seed,
         hold_out_test=lambda wildcards: settings.domains[wildcards.domain].test is None,
         code=stage_code("queries"),
-    conda:
-        "../../envs/report.yaml"
+    message:
+        "Reading, grouping and splitting the queries of {wildcards.domain}."
     script:
         "../scripts/queries.py"

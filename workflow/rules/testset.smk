@@ -1,6 +1,4 @@
 rule testset_from_file:
-    message:
-        "Reading the test set of {wildcards.domain}."
     input:
         triplets=lambda wildcards: settings.domains[wildcards.domain].test,
     output:
@@ -9,7 +7,11 @@ rule testset_from_file:
     log:
         "<logs>/testset/{domain}.log",
     wildcard_constraints:
-        domain=alternatives(name for name, domain in settings.domains.items() if domain.test),
+        domain=alternatives(
+            name for name, domain in settings.domains.items() if domain.test
+        ),
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -17,15 +19,13 @@ rule testset_from_file:
     params:
         max_reject_share=settings.queries.max_reject_share,
         code=stage_code("testset"),
-    conda:
-        "../../envs/report.yaml"
+    message:
+        "Reading the test set of {wildcards.domain}."
     script:
         "../scripts/testset.py"
 
 
 rule testset_from_split:
-    message:
-        "Holding out the test set of {wildcards.domain} from its own queries."
     input:
         queries="<results>/queries/{domain}.parquet",
         augmented="<results>/augmented/{domain}.parquet",
@@ -35,7 +35,11 @@ rule testset_from_split:
     log:
         "<logs>/testset/{domain}.log",
     wildcard_constraints:
-        domain=alternatives(name for name, domain in settings.domains.items() if not domain.test),
+        domain=alternatives(
+            name for name, domain in settings.domains.items() if not domain.test
+        ),
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -43,7 +47,7 @@ rule testset_from_split:
     params:
         source=lambda wildcards: settings.domains[wildcards.domain].queries,
         code=stage_code("testset"),
-    conda:
-        "../../envs/report.yaml"
+    message:
+        "Holding out the test set of {wildcards.domain} from its own queries."
     script:
         "../scripts/testset.py"

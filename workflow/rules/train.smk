@@ -1,6 +1,4 @@
 rule train:
-    message:
-        "Training the adapter {wildcards.model} on {wildcards.base}."
     input:
         triplets=get_triplets,
     output:
@@ -11,6 +9,8 @@ rule train:
         "<results>/timing/train/{base}/{model}.tsv"
     wildcard_constraints:
         model=alternatives([*settings.domains, "joint"]),
+    conda:
+        "../../envs/train.yaml"
     threads: 8
     resources:
         mem_mb=8000,
@@ -22,7 +22,7 @@ rule train:
         base=base_model,
         seed=settings.seed,
         code=stage_code("train"),
-    conda:
-        "../../envs/train.yaml"
+    message:
+        "Training the adapter {wildcards.model} on {wildcards.base}."
     script:
         "../scripts/train.py"

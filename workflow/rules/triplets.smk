@@ -1,6 +1,4 @@
 rule triplets:
-    message:
-        "Grouping the triplets of {wildcards.domain}."
     input:
         queries="<results>/queries/{domain}.parquet",
         augmented="<results>/augmented/{domain}.parquet",
@@ -10,6 +8,8 @@ rule triplets:
         card="<results>/triplets/{domain}.md",
     log:
         "<logs>/triplets/{domain}.log",
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=4000,
@@ -18,7 +18,7 @@ rule triplets:
         settings=section("triplets"),
         source=lambda wildcards: settings.domains[wildcards.domain].queries,
         code=stage_code("triplets"),
-    conda:
-        "../../envs/report.yaml"
+    message:
+        "Grouping the triplets of {wildcards.domain}."
     script:
         "../scripts/triplets.py"

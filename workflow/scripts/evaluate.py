@@ -22,7 +22,8 @@ if __name__ == "__main__":
         torch.set_num_threads(snakemake.threads)
         settings, base = Evaluate(**snakemake.params.settings), BaseModelSource(**snakemake.params.base)
         testsets = {Path(path).stem: read_table(path, TESTSET) for path in snakemake.input.testsets}
-        adapter = Path(snakemake.input.adapter[0]).parent if "adapter" in snakemake.input.keys() else None
+        adapter_files = snakemake.input.get("adapter")
+        adapter = Path(adapter_files[0]).parent if adapter_files else None
         scores = score_testsets(load_model(base, adapter), testsets, settings.batch_size)
         base_scores = read_table(snakemake.input.base_scores, SCORES) if adapter else scores
         results = measure(scores, base_scores, settings, snakemake.params.seed)

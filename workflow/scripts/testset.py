@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with logged(snakemake.log[0]):
-        if "triplets" in snakemake.input.keys():
-            table, rejects = read_testset(snakemake.input.triplets, snakemake.params.max_reject_share)
+        source = snakemake.input.get("triplets")
+        if source:
+            table, rejects = read_testset(source, snakemake.params.max_reject_share)
         else:
             queries = read_table(snakemake.input.queries, QUERIES)
             groups, _ = make_groups(

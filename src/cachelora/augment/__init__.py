@@ -99,7 +99,9 @@ def query_live(
             writer.add(reply)
             replies[reply.query_id] = reply
             rate = number / (time.monotonic() - start)
-            _log.info("%d/%d queries, %.2f a second, %.0f s left", number, len(missing), rate, (len(missing) - number) / rate)
+            _log.info(
+                "%d/%d queries, %.2f a second, %.0f s left", number, len(missing), rate, (len(missing) - number) / rate
+            )
     return [replies[query_id] for query_id, _ in queries]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ class LlamaCpp:
         self.model_sha256 = sha256_of(path)
         if settings.sha256 not in (None, self.model_sha256):
             raise EngineError(
-                str(path), f"its SHA-256 is {self.model_sha256}, not the config's", "Fetch it again, or correct the config"
+                str(path),
+                f"its SHA-256 is {self.model_sha256}, not the config's",
+                "Fetch it again, or correct the config",
             )
         self._settings = settings
         self._max_chars = augment.max_chars
@@ -101,12 +104,12 @@ class LlamaCpp:
         with ThreadPoolExecutor(self._settings.slots) as pool:
             waiting = iter(queries)
             # No more in flight than slots: a kill loses those replies only, and memory does not grow with the log.
-            flying = {pool.submit(self._ask, *query) for query, _ in zip(waiting, range(self._settings.slots))}
+            flying = {pool.submit(self._ask, *query) for query in islice(waiting, self._settings.slots)}
             while flying:
                 done = next(as_completed(flying))
                 flying.remove(done)
                 yield done.result()
-                flying |= {pool.submit(self._ask, *query) for query, _ in zip(waiting, range(1))}
+                flying |= {pool.submit(self._ask, *query) for query in islice(waiting, 1)}
 
     def _ask(self, query_id: str, query: str) -> Reply:
         """Ask for everything about one query."""

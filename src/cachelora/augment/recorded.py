@@ -6,7 +6,7 @@ from pathlib import Path
 from cachelora.augment.reply import Reply, check_reply
 from cachelora.config import Augment
 from cachelora.errors import InputError
-from cachelora.files import check_reject_share, read_records, Reject
+from cachelora.files import Reject, check_reject_share, read_records
 from cachelora.text import trivial_key
 
 
@@ -43,9 +43,7 @@ class Recorded:
                 rejects.append(Reject(record.line, f"no text under '{missing[0]}'", str(record.fields)[:200]))
             else:
                 self._replies[trivial_key(record.fields["query"])] = record.fields
-        check_reject_share(
-            recording, len(self._replies), rejects, max_reject_share, "queries.max_reject_share"
-        )
+        check_reject_share(recording, len(self._replies), rejects, max_reject_share, "queries.max_reject_share")
         self.rejects = rejects
         versions = sorted({fields["prompt_version"] for fields in self._replies.values()})
         self.prompt_version = ", ".join(versions)
