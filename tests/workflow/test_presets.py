@@ -1,0 +1,182 @@
+"""Every preset is planned, and what is wrong with a configuration or a file is said in a line or two."""
+
+import json
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+PRESETS = sorted(path.stem for path in (ROOT / "config/presets").glob("*.yaml"))
+
+
+def test_default_plan_has_every_stage(workflow):
+    planned = workflow.planned()
+    for domain in ("medical", "law", "programming", "psychology"):
+        assert f"Training the adapter {domain} on minilm-l6." in planned
+        assert f"Replaying the recorded augmentation of {domain}, shard 0." in planned
+    assert "Training the adapter joint on minilm-l6." in planned
+    assert "Merging joint into minilm-l6, for use without peft." in planned
+    assert len(planned) == 36
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_can_be_planned(workflow, preset):
+    planned = workflow.planned("--configfile", f"config/presets/{preset}.yaml")
+    assert "Writing the benchmark table." in planned
+    if preset == "llamacpp":
+        assert "Augmenting law, shard 0, with llama.cpp." in planned
+        assert not any(message.startswith("Replaying") for message in planned)
+    if preset == "full":
+        assert "Training the adapter joint on minilm-l12." in planned
+
+
+def test_a_domain_without_a_test_file_is_planned(workflow):
+    workflow.edit("config/domains.yaml", lambda text: text.replace("    test: data/law/test.jsonl\n", ""))
+    assert "Holding out the test set of law from its own queries." in workflow.planned()
+
+
+def explain(result):
+    """Return the lines with which a failed run explains itself, and check that it failed."""
+    assert result.returncode != 0, result.stdout
+    assert "Traceback (most recent call last)" not in result.stdout
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed: 13", "sede: 13", "sede: unknown key 'sede'"),
+        (
+            "    field: law\n",
+            "    felid: law\n",
+            "domains.law.felid: unknown key 'felid'. Use one of queries, recording",
+        ),
+        ("  law:\n", "  ../law:\n", "'../law' is no name"),
+        ("  law:\n", "  joint:\n", "'joint' is reserved"),
+        ("type: recorded", "type: gpt", "engines.recorded.type: unknown engine 'gpt'. Use 'recorded', 'llamacpp'"),
+        ("    field: law\n", "    engine: gpt\n", "domains.law.engine: unknown engine 'gpt'"),
+        ("data/law/queries.jsonl", "data/law/nope.jsonl", "domains.law.queries: no such file: data/law/nope.jsonl"),
+    ],
+)
+def test_a_wrong_config_stops_before_anything_runs(workflow, old, new, message):
+    workflow.edit("config/domains.yaml", lambda text: text.replace(old, new, 1))
+    assert message in explain(workflow.run())
+    assert not (workflow.folder / "results").exists()
+
+
+GOOD = json.dumps({"query": "what is a tort"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("q.jsonl", b"", r"ERROR q\.jsonl: the file is empty\. Give at least one record\."),
+        ("q.jsonl", f"{GOOD}\n{{oops\n".encode(), r"ERROR q\.jsonl, line 2: not JSON .*1 of 2 records are bad, more"),
+        ("q.jsonl", b'{"question": "x"}\n', r"ERROR q\.jsonl, line 1: no key 'query' \(found: question\)"),
+        ("q.jsonl", b'{"query": "caf\xe9"}\n', r"ERROR q\.jsonl, line 1: not UTF-8"),
+        ("q.csv", b"question\nwhat is x\n", r"ERROR q\.csv, line 2: no key 'query' \(found: question\)"),
+        ("q.parquet", b"PAR0", r"ERROR q\.parquet: not a Parquet file"),
+        ("q.docx", b"x", r"ERROR q\.docx: unknown format '\.docx'\. Use one of \.csv, \.jsonl"),
+    ],
+)  # fmt: skip
+def test_a_bad_query_file_stops_with_file_line_and_reason(workflow, name, content, message):
+    (workflow.folder / name).write_bytes(content)
+    workflow.edit("config/domains.yaml", lambda text: text.replace("data/law/queries.jsonl", name))
+    said = explain(workflow.run("results/queries/law.parquet"))
+    assert re.search(message, said), said
+    assert not list((workflow.folder / "results").rglob("*.parquet"))
+
+
+def test_bad_lines_are_set_aside_and_counted(workflow):
+    path = workflow.folder / "data/law/queries.jsonl"
+    path.write_bytes(path.read_bytes() + b"{oops\n")
+    assert workflow.run("results/queries/law.parquet").returncode == 0
+    (reject,) = (workflow.folder / "results/queries/law.rejects.jsonl").read_text().splitlines()
+    lines = len(path.read_bytes().splitlines())
+    assert json.loads(reject) == {"line": lines, "reason": json.loads(reject)["reason"], "text": "{oops"}
+    assert "1 set aside" in (workflow.folder / "logs/queries/law.log").read_text()
+
+
+def test_a_query_without_a_recording_names_the_engines(workflow):
+    path = workflow.folder / "data/law/queries.jsonl"
+    path.write_text(path.read_text() + '{"query": "something nobody recorded"}\n')
+    said = explain(workflow.run("results/augmented/law.parquet"))
+    assert "no recorded reply for 1 of" in said
+    assert "'something nobody recorded'" in said
+    assert "llamacpp" in said
+    assert not (workflow.folder / "results/augmented/law.parquet").exists()
+
+
+def test_paths_from_queries_are_never_used(workflow):
+    path = workflow.folder / "data/law/queries.jsonl"
+    nasty = "../../../../tmp/x'; touch pwned; echo $(touch pwned) {wildcards} %s"
+    record = {"query": nasty, "paraphrases": [nasty + " again", "b c"], "negatives": [{"kind": "scope", "text": "d e"}],
+              "model": "m", "prompt_version": "v"}  # fmt: skip
+    path.write_text(path.read_text() + json.dumps({"query": nasty}) + "\n")
+    recording = workflow.folder / "data/law/augmented.jsonl"
+    recording.write_text(recording.read_text() + json.dumps(record) + "\n")
+    result = workflow.run("results/triplets/law.parquet")
+    assert result.returncode == 0, result.stdout
+    assert not list(workflow.folder.rglob("pwned"))
+
+
+def test_two_gpu_jobs_never_run_at_once(workflow):
+    """The default profile on a copy whose training only notes when it ran."""
+    script = (
+        "import time\nfrom pathlib import Path\n"
+        "start = time.time()\ntime.sleep(1.5)\n"
+        "for path in snakemake.output:\n    Path(path).write_text('x')\n"
+        "Path(f'{snakemake.wildcards.model}.ran').write_text(f'{start} {time.time()}')\n"
+    )
+    (workflow.folder / "workflow/scripts/train.py").write_text(script)
+    workflow.edit("workflow/rules/train.smk", lambda text: text.replace("threads: 8", "threads: 1"))
+    targets = [f"results/models/minilm-l6/{name}/manifest.json" for name in ("law", "medical", "joint")]
+    result = workflow.run(*targets)
+    assert result.returncode == 0, result.stdout
+    spans = sorted(tuple(map(float, path.read_text().split())) for path in workflow.folder.glob("*.ran"))
+    assert len(spans) == 3
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
+def test_every_gpu_rule_asks_for_its_gpu_and_no_other_does():
+    text = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    rules = re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    asking = {name for name, body in rules if re.search(r"^\s+gpu=1,$", body, flags=re.MULTILINE)}
+    assert asking == {"augment_llamacpp", "train"}
+
+
+def test_rules_have_what_a_cluster_needs():
+    text = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    for name, body in re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, flags=re.MULTILINE | re.DOTALL):
+        assert "    log:" in body, name
+        assert "    message:" in body, name
+        assert "    conda:" in body, name
+        assert "code=stage_code(" in body, name
+        if "localrule: True" not in body:
+            assert "mem_mb=" in body and "runtime=" in body, name
+
+
+def test_environments_hold_the_pinned_versions():
+    pins = {}
+    for path in (ROOT / "requirements").glob("*.txt"):
+        for line in path.read_text().splitlines():
+            if "==" in (line := line.split("#")[0].strip()):
+                name, version = line.split("==")
+                pins[name] = version
+    for path in (ROOT / "envs").glob("*.yaml"):
+        wanted = yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]
+        for requirement in wanted:
+            name, version = requirement.split("==")
+            assert pins[name] == version, f"{path.name}: {name}"
+
+
+def test_no_secret_of_the_environment_reaches_a_file(workflow, monkeypatch):
+    monkeypatch.setitem(os.environ, "HF_TOKEN", "hf_verysecretvalue")
+    assert workflow.run("results/triplets/law.parquet").returncode == 0
+    for path in Path(workflow.folder).rglob("*"):
+        if path.is_file():
+            assert b"hf_verysecretvalue" not in path.read_bytes(), path

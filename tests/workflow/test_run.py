@@ -1,0 +1,185 @@
+"""The tiny preset from nothing to the table, and what happens when something changes or breaks after that."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import copy_workflow
+
+TINY = ("--configfile", "config/presets/tiny.yaml")
+MODELS = ["base", "medical", "law", "joint", "merge-svd"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A copy of the workflow in which the tiny preset has run."""
+    workflow = copy_workflow(tmp_path_factory.mktemp("tiny"))
+    result = workflow.run(*TINY)
+    assert result.returncode == 0, result.stdout
+    return workflow
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    """A copy of the finished run, to change."""
+    shutil.copytree(finished.folder, tmp_path / "copy", symlinks=True)
+    return type(finished)(tmp_path / "copy")
+
+
+def test_the_table_has_every_model_on_every_test_set(finished):
+    table = pd.read_csv(finished.folder / "results/tiny/benchmark.csv")
+    overall = table[(table["kind"] == "all") & (table["metric"] == "margin")]
+    assert sorted(zip(overall["test_set"], overall["model"], strict=True)) == sorted(
+        (test_set, model) for test_set in ("medical", "law") for model in MODELS
+    )
+    means = table[table["metric"].isin(["margin", "accuracy", "positive_similarity", "negative_similarity"])]
+    assert (means["low"] <= means["value"] + 1e-9).all()
+    assert (means["value"] <= means["high"] + 1e-9).all()
+    assert (table["low"] <= table["high"]).all()
+    assert (table.loc[table["model"] == "base", "change"] == 0).all()
+    markdown = (finished.folder / "results/tiny/benchmark.md").read_text()
+    assert "Published by the seeds, not measured here" in markdown
+
+
+def test_training_changed_the_models(finished):
+    table = pd.read_csv(finished.folder / "results/tiny/benchmark.csv")
+    changes = table[(table["metric"] == "margin") & (table["kind"] == "all") & (table["model"] != "base")]["change"]
+    assert (changes != 0).all()
+
+
+def test_the_deployed_model_gives_the_numbers_of_the_table(finished):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(finished.folder / "results/tiny/deploy/minilm-l6/joint"))
+    tests = [json.loads(line) for line in (finished.folder / "data/law/test.jsonl").read_text().splitlines()]
+    anchor, positive, negative = (
+        model.encode([row[name] for row in tests], normalize_embeddings=True)
+        for name in ("anchor", "positive", "negative")
+    )
+    margins = (anchor * positive).sum(axis=1) - (anchor * negative).sum(axis=1)
+    table = pd.read_csv(finished.folder / "results/tiny/benchmark.csv")
+    row = table[(table["model"] == "joint") & (table["test_set"] == "law") & (table["kind"] == "all")]
+    assert float(row[row["metric"] == "margin"]["value"].iloc[0]) == pytest.approx(margins.mean(), abs=1e-5)
+    assert float(row[row["metric"] == "accuracy"]["value"].iloc[0]) == pytest.approx(np.mean(margins > 0))
+
+
+def test_nothing_is_to_be_done_after_a_run(finished):
+    assert finished.planned(*TINY) == set()
+
+
+def test_changing_one_domains_queries_reruns_its_chain_only(again):
+    again.edit(
+        "data/law/queries.jsonl", lambda text: text + text.splitlines()[0].upper().replace("QUERY", "query") + "\n"
+    )
+    planned = again.planned(*TINY)
+    assert planned == {
+        "Reading, grouping and splitting the queries of law.",
+        "Replaying the recorded augmentation of law, shard 0.",
+        "Replaying the recorded augmentation of law, shard 1.",
+        "Gathering the shards of law.",
+        "Grouping the triplets of law.",
+        "Training the adapter law on minilm-l6.",
+        "Training the adapter joint on minilm-l6.",
+        "Merging the domains' adapters on minilm-l6 into merge-svd.",
+        *(f"Evaluating {model} on minilm-l6." for model in ("law", "joint", "merge-svd")),
+        "Merging joint into minilm-l6, for use without peft.",
+        "Writing the benchmark table.",
+        "Everything: the benchmark table and the model to deploy.",
+    }
+
+
+def test_a_changed_comment_reruns_nothing(again):
+    again.edit("src/cachelora/train.py", lambda text: text + "\n# A comment.\n")
+    again.edit("workflow/scripts/queries.py", lambda text: "# A comment.\n" + text)
+    assert again.planned(*TINY) == set()
+
+
+def test_changed_code_reruns_its_stage(again):
+    again.edit("src/cachelora/benchmark.py", lambda text: text.replace('"# Benchmark"', '"# The benchmark"'))
+    assert again.planned(*TINY) == {
+        "Writing the benchmark table.",
+        "Everything: the benchmark table and the model to deploy.",
+    }
+    again.edit("workflow/scripts/train.py", lambda text: text + "\nchanged = True\n")
+    planned = again.planned(*TINY)
+    assert {f"Training the adapter {model} on minilm-l6." for model in ("law", "medical", "joint")} <= planned
+    assert not any(message.startswith(("Reading", "Replaying", "Grouping")) for message in planned)
+
+
+def test_a_changed_recipe_reruns_the_training(again):
+    planned = again.planned(*TINY, "--config", 'train={"learning_rate": 0.001}')
+    assert "Training the adapter law on minilm-l6." in planned
+    assert "Grouping the triplets of law." not in planned
+
+
+def test_a_damaged_adapter_is_refused_and_leaves_no_result(again):
+    folder = again.folder / "results/tiny/models/minilm-l6/law"
+    weights = folder / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    (again.folder / "results/tiny/evaluation/minilm-l6/law.json").unlink()
+    weights.write_bytes(content[:-5])
+    result = again.run(
+        *TINY,
+        "--rerun-triggers",
+        "mtime",
+        "--allowed-rules",
+        "evaluate",
+        "--",
+        "results/tiny/evaluation/minilm-l6/law.json",
+    )
+    assert result.returncode != 0
+    assert (
+        f"ERROR results/tiny/models/minilm-l6/law/adapter_model.safetensors: its header promises {len(content):,} bytes"
+        in result.stdout
+    )
+    assert not (again.folder / "results/tiny/evaluation/minilm-l6/law.json").exists()
+    weights.write_bytes(content)
+    assert again.run(*TINY).returncode == 0
+
+
+def test_a_training_group_that_stands_in_a_test_set_is_dropped_and_counted(workflow):
+    recorded = [json.loads(line) for line in (workflow.folder / "data/law/augmented.jsonl").read_text().splitlines()]
+    leaks = [
+        {"anchor": recorded[0]["query"] + " ?", "positive": "a b c d", "negative": "e f g h", "kind": "topic"},
+        {
+            "anchor": "i j k l",
+            "positive": "m n o p",
+            "negative": recorded[1]["paraphrases"][0].upper(),
+            "kind": "topic",
+        },
+    ]
+    # The law's training texts in another domain's test set: the joint model would be tested on them.
+    test = workflow.folder / "data/medical/test.jsonl"
+    target = "results/triplets/law.parquet"
+    assert workflow.run(target).returncode == 0
+    before = pd.read_parquet(workflow.folder / target)
+    test.write_text(test.read_text() + "\n".join(map(json.dumps, leaks)) + "\n")
+    assert workflow.run(target).returncode == 0
+    after = pd.read_parquet(workflow.folder / target)
+    assert set(before["positive"]) - set(after["positive"]) == {recorded[0]["query"], recorded[1]["query"]}
+    counted = "group: holds a test text or a near copy of one: "
+    card = (workflow.folder / "results/triplets/law.md").read_text()
+    assert int(card.split(counted)[1].split()[0]) >= 2
+
+
+def test_a_domain_of_ones_own_from_a_text_file_without_a_test_file(workflow):
+    """A user's log as text, augmented by a recording, tested on its own held-out groups."""
+    recorded = [json.loads(line) for line in (workflow.folder / "data/law/augmented.jsonl").read_text().splitlines()][
+        :20
+    ]
+    (workflow.folder / "log.txt").write_text("\n".join(record["query"] for record in recorded))
+    workflow.edit(
+        "config/domains.yaml",
+        lambda text: text.replace(
+            "domains:\n", "domains:\n  mine: {queries: log.txt, recording: data/law/augmented.jsonl}\n", 1
+        ),
+    )
+    result = workflow.run("results/testset/mine.parquet", "results/triplets/mine.parquet")
+    assert result.returncode == 0, result.stdout
+    testset = pd.read_parquet(workflow.folder / "results/testset/mine.parquet")
+    triplets = pd.read_parquet(workflow.folder / "results/triplets/mine.parquet")
+    assert testset["group"].nunique() == 3
+    assert not set(testset["group"]) & set(triplets["group"])
+    assert triplets.groupby("split")["group"].nunique().to_dict() == {"train": 14, "validation": 3}
