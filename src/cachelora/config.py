@@ -123,11 +123,13 @@ class Triplets(_Section):
 class Train(_Section):
     """The training recipe."""
 
-    rank: int = Field(8, ge=1, description="Rank of the LoRA update.")
-    alpha: int = Field(16, ge=1, description="The update is scaled by alpha / rank.")
+    rank: int = Field(16, ge=1, description="Rank of the LoRA update.")
+    alpha: int = Field(32, ge=1, description="The update is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
-    target_modules: list[str] = Field(["query", "value"], min_length=1, description="Linear layers that get an update.")
-    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate of AdamW.")
+    target_modules: list[str] = Field(
+        ["query", "key", "value", "dense"], min_length=1, description="Linear layers that get an update."
+    )
+    learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
     warmup_share: Share = Field(0.1, description="Share of the steps over which the learning rate rises.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Its course after that.")
     epochs: int = Field(5, ge=1, description="Passes over the rows.")

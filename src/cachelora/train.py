@@ -343,6 +343,8 @@ class BestCheckpoint(TrainerCallback):
 
     def restore(self) -> None:
         """Put the kept weights back into the model."""
+        if self._best[0] < self.history[0]["ap"]:
+            _log.warning("no evaluation reached the base model's validation AP: look at data and learning rate")
         set_peft_model_state_dict(self._model.transformers_model, self._weights)
 
 

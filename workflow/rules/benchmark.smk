@@ -5,7 +5,7 @@ rule benchmark:
             base=settings.base_models,
             model=get_models(),
         ),
-        published=workflow.source_path("../../config/published.yaml"),
+        published="config/published.yaml",
     output:
         csv=ensure("<results>/benchmark.csv", non_empty=True),
         markdown=ensure("<results>/benchmark.md", non_empty=True),

@@ -1,5 +1,6 @@
 """Engine `recorded`: replays LLM replies that were written to a file."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from cachelora.config import Augment
 from cachelora.errors import InputError
 from cachelora.files import Reject, check_reject_share, read_records
 from cachelora.text import trivial_key
+
+_log = logging.getLogger(__name__)
 
 
 class Recorded:
@@ -44,7 +47,8 @@ class Recorded:
             else:
                 self._replies[trivial_key(record.fields["query"])] = record.fields
         check_reject_share(recording, len(self._replies), rejects, max_reject_share, "queries.max_reject_share")
-        self.rejects = rejects
+        for reject in rejects:
+            _log.warning("%s, line %d, set aside: %s", recording, reject.line, reject.reason)
         versions = sorted({fields["prompt_version"] for fields in self._replies.values()})
         self.prompt_version = ", ".join(versions)
 
