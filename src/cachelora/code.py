@@ -10,7 +10,8 @@ _PACKAGE = Path(__file__).parent
 def code_digest(*paths: str | Path) -> str:
     """Return a digest of Python files and of all modules of this library that they import.
 
-    It is taken of the syntax trees without docstrings and positions, so comments and layout do not count.
+    It is taken of the syntax trees without docstrings and positions, so comments and layout do not count. The module of
+    the configuration does not count either: what it says reaches a job through its params.
 
     Parameters
     ----------
@@ -26,7 +27,7 @@ def code_digest(*paths: str | Path) -> str:
     waiting = [Path(path).resolve() for path in paths]
     while waiting:
         path = waiting.pop()
-        if path in trees:
+        if path in trees or path == _PACKAGE.resolve() / "config.py":
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         waiting += _imports(tree)

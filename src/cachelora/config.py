@@ -28,6 +28,13 @@ def _check_free_name(name: str) -> str:
     return _check_name(name)
 
 
+def _check_source(source: str) -> str:
+    """Refuse a hub model without a commit: what a branch or tag names may change."""
+    if source.startswith("hub:") and not re.fullmatch(r"hub:[^@]+@[0-9a-f]{40}", source):
+        raise ValueError(f"'{source}' names no commit: write hub:OWNER/NAME@COMMIT, with the commit's 40 digits")
+    return source
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
 FreeName = Annotated[str, AfterValidator(_check_free_name)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,9 +50,9 @@ class _Section(BaseModel):
 class BaseModelSource(_Section):
     """A sentence-embedding model that adapters are trained on."""
 
-    source: str = Field(
-        description="`package:NAME` (weights inside an installed Python package), `hub:OWNER/NAME@REVISION` (a model "
-        "hub, with the commit), or a local folder."
+    source: Annotated[str, AfterValidator(_check_source)] = Field(
+        description="`package:NAME` (weights inside an installed Python package), `hub:OWNER/NAME@COMMIT` (a model "
+        "hub), or a local folder."
     )
     name: str = Field(description="What adapters and model cards call it, for example its id on a model hub.")
     sha256: Sha256 | None = Field(None, description="SHA-256 of its model.safetensors; checked whenever it is loaded.")
@@ -132,10 +139,10 @@ class Train(_Section):
     learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
     warmup_share: Share = Field(0.1, description="Share of the steps over which the learning rate rises.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Its course after that.")
-    epochs: int = Field(5, ge=1, description="Passes over the rows.")
+    epochs: int = Field(3, ge=1, description="Passes over the rows.")
     batch_size: int = Field(32, ge=2, description="Rows a step; no two of one group.")
     negatives_per_row: int = Field(2, ge=1, description="Hard negatives a row brings, drawn anew each epoch.")
-    temperature: float = Field(0.05, gt=0, description="Divides the cosines in the loss (MNR).")
+    temperature: float = Field(0.07, gt=0, description="Divides the cosines in the loss (MNR).")
     max_grad_norm: float = Field(1.0, gt=0, description="The gradient is clipped to this norm.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of the forward pass; `auto` is bfloat16 where the hardware has it."

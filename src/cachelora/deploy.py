@@ -17,7 +17,6 @@ _CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
 base_model: {base}
-license: apache-2.0
 ---
 
 # {model}, merged into {base}

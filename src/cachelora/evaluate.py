@@ -8,41 +8,13 @@ import pandas as pd
 
 from cachelora.config import Evaluate
 from cachelora.metrics import bootstrap_weights, interval, registry
-from cachelora.models import encode_texts
+from cachelora.models import score_triplets
 from cachelora.schemas import KINDS, SCORES
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 ALL_KINDS = "all"
-
-
-def score_triplets(model: "SentenceTransformer", triplets: pd.DataFrame, batch_size: int) -> pd.DataFrame:
-    """Measure the similarities of triplets.
-
-    Parameters
-    ----------
-    model : SentenceTransformer
-        The model.
-    triplets : pandas.DataFrame
-        With columns anchor, positive, negative.
-    batch_size : int
-        Texts encoded at once; each distinct text is encoded once.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The triplets with positive_similarity and negative_similarity, cosines in [-1, 1].
-    """
-    texts = pd.unique(triplets[["anchor", "positive", "negative"]].to_numpy().ravel())
-    vectors = encode_texts(model, texts, batch_size)
-    anchors, positives, negatives = (
-        np.stack([vectors[text] for text in triplets[name]]).astype(np.float64)
-        for name in ("anchor", "positive", "negative")
-    )
-    return triplets.assign(
-        positive_similarity=(anchors * positives).sum(axis=1), negative_similarity=(anchors * negatives).sum(axis=1)
-    )
 
 
 def score_testsets(model: "SentenceTransformer", testsets: Mapping[str, pd.DataFrame], batch_size: int) -> pd.DataFrame:

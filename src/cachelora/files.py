@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -132,7 +133,7 @@ def write_rejects(path: str | Path, rejects: Iterable[Reject]) -> None:
     rejects : iterable of Reject
         What was set aside.
     """
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
         for reject in rejects:
             stream.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
 
@@ -326,7 +327,7 @@ def _read_csv(path: Path, content: bytes) -> tuple[list[Record], list[Reject]]:
     """Read rows under a header; a quoted field may hold line ends."""
     records, rejects = [], []
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         # The first access reads the header, so that the line numbers below start behind it.
         header = reader.fieldnames
@@ -341,7 +342,8 @@ def _read_csv(path: Path, content: bytes) -> tuple[list[Record], list[Reject]]:
         except StopIteration:
             return records, rejects
         except csv.Error as error:
-            rejects.append(_reject(line, f"not CSV ({error})", ""))
+            # A quote that is never closed swallows all that follows: each line of it is lost, and counts.
+            rejects += [_reject(lost, f"not CSV ({error})", "") for lost in range(line, reader.line_num + 1)]
             continue
         shown = ",".join(str(value) for value in fields.values())
         if any("\udc80" <= character <= "\udcff" for character in shown):

@@ -5,7 +5,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,10 @@ def write_manifest(folder: str | Path, config: Mapping[str, Any], inputs: Iterab
         ``time.monotonic()`` at the start of the work, in seconds.
     """
     folder = Path(folder)
-    members = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    # Names with a dot in front are what a killed job left unfinished.
+    members = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")
+    )
     write_json(
         folder / MANIFEST,
         {
@@ -88,13 +91,15 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def verify(folder: str | Path) -> dict[str, Any]:
+def verify(folder: str | Path, required: Sequence[str] = ()) -> dict[str, Any]:
     """Check that a model folder is what its manifest says.
 
     Parameters
     ----------
     folder : str or Path
         The folder.
+    required : sequence of str
+        Files that the manifest must list: those that are about to be read.
 
     Returns
     -------
@@ -116,6 +121,9 @@ def verify(folder: str | Path) -> dict[str, Any]:
         raise DamagedError(str(path), "no such file, so the folder is not finished", _REMEDY) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(str(path), "it is no manifest", _REMEDY) from error
+    for name in required:
+        if name not in files:
+            raise DamagedError(str(path), f"it does not list {name}", _REMEDY)
     for name, (sha256, size) in files.items():
         member = folder / name
         if not member.resolve().is_relative_to(folder.resolve()):

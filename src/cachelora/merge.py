@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from cachelora.config import Merge
 from cachelora.errors import ModelError
 from cachelora.manifest import verify
-from cachelora.models import save_adapter
+from cachelora.models import ADAPTER_FILES, save_adapter
 
 MERGED = "merged"
 
@@ -43,13 +43,15 @@ def merge_adapters(
         If the adapters do not fit one another.
     """
     tuner: PeftModel | None = None
-    for domain, adapter in adapters.items():
-        verify(adapter)
+    # Names of our own: peft puts them into module dictionaries, where not every domain's name would do.
+    names = [f"adapter_{number}" for number in range(len(adapters))]
+    for name, adapter in zip(names, adapters.values(), strict=True):
+        verify(adapter, ADAPTER_FILES)
         if tuner is None:
-            tuner = PeftModel.from_pretrained(model.transformers_model, str(adapter), adapter_name=domain)
+            tuner = PeftModel.from_pretrained(model.transformers_model, str(adapter), adapter_name=name)
         else:
-            tuner.load_adapter(str(adapter), adapter_name=domain)
-    configs = [tuner.peft_config[domain] for domain in adapters]
+            tuner.load_adapter(str(adapter), adapter_name=name)
+    configs = [tuner.peft_config[name] for name in names]
     ranks = {config.r for config in configs}
     targets = {tuple(sorted(config.target_modules)) for config in configs}
     bases = {config.base_model_name_or_path for config in configs}
@@ -61,7 +63,7 @@ def merge_adapters(
                 "Merge adapters of one recipe and one base model",
             )
     tuner.add_weighted_adapter(
-        adapters=list(adapters),
+        adapters=names,
         weights=[settings.weight] * len(adapters),
         adapter_name=MERGED,
         combination_type=settings.method,
@@ -69,5 +71,5 @@ def merge_adapters(
         svd_full_matrices=False,
     )
     tuner.set_adapter(MERGED)
-    weights = get_peft_model_state_dict(tuner, adapter_name=MERGED)
+    weights = get_peft_model_state_dict(tuner, adapter_name=MERGED, save_embedding_layers=False)
     save_adapter(weights, tuner.peft_config[MERGED], bases.pop(), folder)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from cachelora.config import BaseModelSource
 from cachelora.errors import DamagedError, ModelError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapter_config.json")
 
 
 def base_folder(settings: BaseModelSource) -> Path:
@@ -54,7 +56,8 @@ def base_folder(settings: BaseModelSource) -> Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise ModelError(settings.source, "it has no model.safetensors", "Use a model whose weights are safetensors")
-    check_safetensors(weights)
+    for part in folder.rglob("*.safetensors"):
+        check_safetensors(part)
     if settings.sha256 is not None and (found := sha256_of(weights)) != settings.sha256:
         raise ModelError(
             settings.source,
@@ -64,11 +67,30 @@ def base_folder(settings: BaseModelSource) -> Path:
     return folder
 
 
+def base_digest(settings: BaseModelSource) -> str:
+    """Return the SHA-256 of a base model's weights, for manifests.
+
+    Parameters
+    ----------
+    settings : BaseModelSource
+        Where it comes from.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Raises
+    ------
+    ModelError, DamagedError
+        As :func:`base_folder`.
+    """
+    return sha256_of(base_folder(settings) / "model.safetensors")
+
+
 def _hub_folder(source: str, name: str) -> Path:
     """Fetch a model from the hub, or find it in the local cache."""
     repository, _, revision = name.partition("@")
-    if not revision:
-        raise ModelError(source, "no revision", "Pin one: hub:OWNER/NAME@REVISION")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -78,7 +100,7 @@ def _hub_folder(source: str, name: str) -> Path:
             huggingface_hub.snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=["*.json", "*.txt", "*.model", "model.safetensors"],
+                allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
                 ignore_patterns=["onnx/*", "openvino/*"],
             )
         )
@@ -94,7 +116,9 @@ def _hub_folder(source: str, name: str) -> Path:
         raise ModelError(source, f"the hub does not give it ({first})", "Check name, revision and access") from error
 
 
-def load_model(settings: BaseModelSource, adapter: str | Path | None) -> "SentenceTransformer":
+def load_model(
+    settings: BaseModelSource, adapter: str | Path | None, device: str | None = "cpu"
+) -> "SentenceTransformer":
     """Load a base model, with or without an adapter.
 
     Parameters
@@ -103,11 +127,13 @@ def load_model(settings: BaseModelSource, adapter: str | Path | None) -> "Senten
         The base model.
     adapter : str, Path or None
         Folder of an adapter, verified before it is loaded.
+    device : str or None
+        Where it computes. Only a job that has asked for a GPU may pass None: the GPU if there is one.
 
     Returns
     -------
     SentenceTransformer
-        The model, on the GPU if there is one.
+        The model.
 
     Raises
     ------
@@ -116,10 +142,10 @@ def load_model(settings: BaseModelSource, adapter: str | Path | None) -> "Senten
     """
     folder = base_folder(settings)
     if adapter is not None:
-        verify(adapter)
+        verify(adapter, ADAPTER_FILES)
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(folder), trust_remote_code=False, local_files_only=True)
+    model = SentenceTransformer(str(folder), device=device, trust_remote_code=False, local_files_only=True)
     if adapter is not None:
         try:
             model.load_adapter(str(adapter))
@@ -153,6 +179,34 @@ def encode_texts(model: "SentenceTransformer", texts: Iterable[str], batch_size:
         distinct, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
     )
     return dict(zip(distinct, vectors, strict=True))
+
+
+def score_triplets(model: "SentenceTransformer", triplets: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+    """Measure the similarities of triplets.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        The model.
+    triplets : pandas.DataFrame
+        With columns anchor, positive, negative.
+    batch_size : int
+        Texts encoded at once; each distinct text is encoded once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The triplets with positive_similarity and negative_similarity, cosines in [-1, 1].
+    """
+    texts = pd.unique(triplets[["anchor", "positive", "negative"]].to_numpy().ravel())
+    vectors = encode_texts(model, texts, batch_size)
+    anchors, positives, negatives = (
+        np.stack([vectors[text] for text in triplets[name]]).astype(np.float64)
+        for name in ("anchor", "positive", "negative")
+    )
+    return triplets.assign(
+        positive_similarity=(anchors * positives).sum(axis=1), negative_similarity=(anchors * negatives).sum(axis=1)
+    )
 
 
 def save_adapter(

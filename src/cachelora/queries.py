@@ -42,6 +42,8 @@ def read_queries(path: str | Path, settings: Queries) -> tuple[list[str], list[R
             reason = f"no key 'query' (found: {', '.join(map(str, record.fields)) or 'none'})"
         elif not isinstance(value, str):
             reason = f"'query' is {type(value).__name__}, not text"
+        elif any("\ud800" <= character <= "\udfff" for character in query):
+            reason = "'query' holds half a character (an unpaired surrogate)"
         elif not trivial_key(query):
             reason = "'query' holds no word"
         elif len(query) > settings.max_chars:

@@ -5,7 +5,6 @@ temperature as in seed document 000): for a row with anchor a and positive p, mi
 exp(cos(a, p) / temperature) has in the sum over all positives and hard negatives of the batch.
 """
 
-import heapq
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +27,8 @@ from transformers import TrainerCallback, set_seed
 
 from cachelora.config import Train
 from cachelora.errors import TrainingError
-from cachelora.evaluate import score_triplets
 from cachelora.metrics import accuracy, average_precision, margin
-from cachelora.models import save_adapter
+from cachelora.models import save_adapter, score_triplets
 
 _log = logging.getLogger(__name__)
 
@@ -138,11 +136,14 @@ def _training_arguments(
     )
 
 
-def pool_domains(triplets: Mapping[str, pd.DataFrame], seed: int) -> pd.DataFrame:
-    """Pool the rows of several domains so that each has the same number.
+_MOST_REPEATS = 4
 
-    The pool is as large as all rows together. A domain with more than its part gives a sample of its rows, one with
-    fewer gives all of them as often as they fit and a sample for the rest.
+
+def pool_domains(triplets: Mapping[str, pd.DataFrame], seed: int) -> pd.DataFrame:
+    """Pool the rows of several domains so that a large one does not drown a small one.
+
+    Every domain gives all of its rows. A smaller one gives them again, and a sample for the rest, until it has as many
+    as the largest, but at most four times: what is repeated more often is learnt by heart.
 
     Parameters
     ----------
@@ -156,11 +157,11 @@ def pool_domains(triplets: Mapping[str, pd.DataFrame], seed: int) -> pd.DataFram
     pandas.DataFrame
         The pooled rows. Groups of different domains stay different.
     """
-    part = math.ceil(sum(len(table) for table in triplets.values()) / len(triplets))
+    largest = max(len(table) for table in triplets.values())
     random = np.random.default_rng(seed)
     parts = []
     for domain, table in triplets.items():
-        whole, rest = divmod(part, len(table))
+        whole, rest = divmod(min(largest, _MOST_REPEATS * len(table)), len(table))
         chosen = np.concatenate([np.tile(np.arange(len(table)), whole), random.permutation(len(table))[:rest]])
         parts.append(table.iloc[chosen].assign(group=domain + " " + table["group"].iloc[chosen]))
     return pd.concat(parts, ignore_index=True)
@@ -169,9 +170,9 @@ def pool_domains(triplets: Mapping[str, pd.DataFrame], seed: int) -> pd.DataFram
 class GroupBatchSampler(DefaultBatchSampler):
     """Batches that never hold two rows of one group, so that no paraphrase meets its sibling as a negative.
 
-    A batch takes one row of each of the groups with most rows left, at random among equals: every group comes once
-    before any comes twice, and as few batches as possible are smaller than the others. Rows of a last group that has no
-    other left to be told from are left out of the epoch.
+    Each batch draws its groups at random, weighted by the rows that they have left, and a row of each. A group with as
+    many rows left as batches can still follow is taken in any case, so an epoch has no more batches than it must. Rows
+    of a last group that has no other left to be told from are left out of the epoch.
 
     Parameters
     ----------
@@ -188,25 +189,29 @@ class GroupBatchSampler(DefaultBatchSampler):
         self._members: dict[str, list[int]] = {}
         for row, group in enumerate(groups):
             self._members.setdefault(group, []).append(row)
-        # The sizes of the batches depend on the sizes of the groups alone, so every epoch has as many.
-        self._length = sum(1 for _ in self)
+        most = max(map(len, self._members.values()))
+        self._batches = max(math.ceil(len(groups) / batch_size), most)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the current epoch, as row numbers."""
         random = np.random.default_rng([self.seed, self.epoch])
         rows = [random.permutation(members).tolist() for members in self._members.values()]
-        heap = [(-len(left), random.random(), group) for group, left in enumerate(rows)]
-        heapq.heapify(heap)
-        while len(heap) > 1:
-            groups = [heapq.heappop(heap)[-1] for _ in range(min(self.batch_size, len(heap)))]
+        left = np.array([len(members) for members in rows])
+        for following in reversed(range(self._batches)):
+            having = np.flatnonzero(left)
+            if len(having) < 2:
+                return
+            # Weighted sampling without replacement: the largest of u^(1/w), here by their logarithm (Efraimidis and
+            # Spirakis 2006). The groups that would not fit into the batches that follow come first.
+            keys = np.log(random.random(len(having))) / left[having]
+            keys[left[having] > following] = np.inf
+            groups = having[np.argsort(-keys, kind="stable")[: self.batch_size]]
+            left[groups] -= 1
             yield [rows[group].pop() for group in groups]
-            for group in groups:
-                if rows[group]:
-                    heapq.heappush(heap, (-len(rows[group]), random.random(), group))
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
-        return self._length
+        """Return the number of batches of an epoch; it has fewer if one group alone is left at its end."""
+        return self._batches
 
 
 class NegativesCollator(SentenceTransformerDataCollator):
@@ -325,6 +330,10 @@ class BestCheckpoint(TrainerCallback):
         if self.history and self.history[-1]["step"] == state.global_step:
             return
         found = {name: metrics[f"eval_{name}"] for name in ("ap", "margin", "accuracy")}
+        if not math.isfinite(found["margin"]):
+            raise TrainingError(
+                "train", f"the embeddings are not numbers at step {state.global_step}", "Lower train.learning_rate"
+            )
         self.history.append({"step": state.global_step, **found})
         _log.info(
             "step %d of %d: validation AP %.4f, margin %.4f, accuracy %.4f",
@@ -396,4 +405,4 @@ def _add_adapter(model: SentenceTransformer, settings: Train) -> None:
 
 def _adapter_state(model: SentenceTransformer) -> dict[str, torch.Tensor]:
     """Return the weights of the adapter by name."""
-    return get_peft_model_state_dict(model.transformers_model)
+    return get_peft_model_state_dict(model.transformers_model, save_embedding_layers=False)

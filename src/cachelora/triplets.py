@@ -183,8 +183,12 @@ def data_card(
     """
     groups = triplets.drop_duplicates("group")
     kinds = Counter(negative["kind"] for negatives in groups["negatives"] for negative in negatives)
+    for_test = queries["split"] == "test"
+    augmented = augmented[~augmented["query_id"].isin(queries.loc[for_test, "query_id"])]
+    held_out, queries = queries[for_test], queries[~for_test]
     counts = {
-        "queries in the log": queries["count"].sum(),
+        "groups held out for the test": held_out["group"].nunique(),
+        "queries used": queries["count"].sum(),
         "distinct spellings": len(queries),
         "groups": queries["group"].nunique(),
         "paraphrases written": (augmented["kind"] == PARAPHRASE).sum(),

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from cachelora.augment import Recorded, augmented_table, query_live, shard_of, shard_queries
 from cachelora.augment.journal import Journal
 from cachelora.augment.prompt import TASKS, Prompts
-from cachelora.augment.reply import Reply, check_reply, parse_json
+from cachelora.augment.reply import RawReply, check_reply, parse_json
 from cachelora.config import Augment
 from cachelora.errors import EngineError, InputError
 from cachelora.schemas import KINDS
 from cachelora.text import digest
 
 GOOD = {"paraphrases": ["signs of gout", "gout symptoms"], "negatives": [{"kind": "aspect", "text": "cure for gout"}]}
-REPLY = Reply("00", [("paraphrase", "p"), ("aspect", "n")], "m")
+REPLIED = {"paraphrases": ["p"], "negatives": [{"kind": "aspect", "text": "n"}]}
+REPLY = RawReply("00", REPLIED, "m", "v")
+QUERIES = [("00", "q0"), ("01", "q1"), ("02", "q2")]
 
 
 def write(path, records):
@@ -35,7 +37,7 @@ def test_bad_texts_are_refused_one_by_one():
             {"kind": "scope", "text": "cure for gout."},
         ],
     }
-    reply = check_reply("id", "what is gout", replied, "m", 40)
+    reply = check_reply(RawReply("id", replied, "m", "v"), "what is gout", 40)
     assert reply.texts == [("paraphrase", "signs of gout"), ("aspect", "cure for gout")]
     assert reply.refused == {
         "repeats the query or another text": 3,
@@ -59,7 +61,7 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_any_reply_gives_good_texts_or_none(replied):
-    reply = check_reply("id", "a query", replied, "m", 100)
+    reply = check_reply(RawReply("id", replied, "m", "v"), "a query", 100)
     for kind, text in reply.texts:
         assert kind in ("paraphrase", *KINDS)
         assert 0 < len(text) <= 100
@@ -77,9 +79,8 @@ def test_cut_json_is_none(text):
 
 def test_recording_is_found_by_normalised_query_and_keeps_its_writer(tmp_path):
     path = write(tmp_path / "r.jsonl", [GOOD | {"query": "What is Gout?", "model": "m7", "prompt_version": "v1"}])
-    engine = Recorded(path, Augment(), 0.0)
-    replies = list(engine.replies([("id", "what is gout")]))
-    table = augmented_table(replies, engine, Augment(), "x")
+    queries = [("id", "what is gout")]
+    table = augmented_table(queries, Recorded(path, 0.0).replies(queries), "recorded", Augment(), "x")
     assert table[["query_id", "kind", "text", "engine", "model", "prompt_version"]].to_numpy().tolist() == [
         ["id", "paraphrase", "signs of gout", "recorded", "m7", "v1"],
         ["id", "paraphrase", "gout symptoms", "recorded", "m7", "v1"],
@@ -90,23 +91,31 @@ def test_recording_is_found_by_normalised_query_and_keeps_its_writer(tmp_path):
 def test_query_without_recording_names_the_other_engines(tmp_path):
     path = write(tmp_path / "r.jsonl", [GOOD | {"query": "what is gout", "model": "m", "prompt_version": "v"}])
     with pytest.raises(InputError, match=r"r\.jsonl: no recorded reply for 1 of 2 queries, first: 'new'.*llamacpp"):
-        list(Recorded(path, Augment(), 0.0).replies([("1", "what is gout"), ("2", "new")]))
+        list(Recorded(path, 0.0).replies([("1", "what is gout"), ("2", "new")]))
+
+
+def test_a_query_recorded_twice_is_refused(tmp_path):
+    record = GOOD | {"query": "what is gout", "model": "m", "prompt_version": "v"}
+    path = write(tmp_path / "r.jsonl", [record, record | {"query": "What is gout?"}])
+    with pytest.raises(InputError, match=r"r\.jsonl, line 2: this query is recorded above"):
+        Recorded(path, 0.4)
 
 
 def test_bad_recording_is_refused_with_its_line(tmp_path):
     path = write(tmp_path / "r.jsonl", [{"query": "x"}])
     with pytest.raises(InputError, match=r"r\.jsonl, line 1: no text under 'model'"):
-        Recorded(path, Augment(), 0.5)
+        Recorded(path, 0.5)
 
 
 def test_too_many_failures_stop_with_counts_and_reasons():
-    engine = type("E", (), {"type": "t", "prompt_version": "v"})
-    replies = [REPLY, Reply("01", [("aspect", "n")], "m", {"too long": 3}), Reply("02", [], "m", {"unknown kind": 1})]
+    long = {"paraphrases": ["x" * 500], "negatives": REPLIED["negatives"]}
+    unknown = {"negatives": [{"kind": "hard", "text": "n"}]}
+    replies = [REPLY, RawReply("01", long, "m", "v"), RawReply("02", unknown, "m", "v")]
     with pytest.raises(
         EngineError, match=r"x, shard 0: 2 of 3 queries failed.*max_failed_share = 0\.5.*too long \(1\)"
     ):
-        augmented_table(replies, engine, Augment(max_failed_share=0.5), "x, shard 0")
-    assert len(augmented_table(replies, engine, Augment(max_failed_share=0.7), "x")) == 3
+        augmented_table(QUERIES, replies, "t", Augment(max_failed_share=0.5), "x, shard 0")
+    assert len(augmented_table(QUERIES, replies, "t", Augment(max_failed_share=0.7), "x")) == 3
 
 
 @given(st.lists(st.text(max_size=5), unique=True, max_size=30), st.integers(1, 5))
@@ -122,7 +131,7 @@ def test_shards_divide_the_queries(texts, shards):
 class CountingEngine:
     """An engine that fails after some replies, and counts what it was asked."""
 
-    type, prompt_version, identity = "counting", "v", {"model": "m"}
+    type, identity = "counting", {"model": "m"}
 
     def __init__(self, fail_after=None):
         self.asked, self.fail_after = [], fail_after
@@ -132,7 +141,7 @@ class CountingEngine:
             if number == self.fail_after:
                 raise ConnectionError("gone")
             self.asked.append(query)
-            yield Reply(query_id, [("paraphrase", f"p {query}"), ("aspect", f"n {query}")], "m")
+            yield RawReply(query_id, {"paraphrases": [f"p {query}"]}, "m", "v")
 
 
 def test_journal_repeats_no_call_after_a_failure_nor_with_other_shards(tmp_path):
@@ -161,12 +170,12 @@ def test_a_torn_last_line_does_not_count_and_does_not_spoil_the_next(tmp_path, c
     journal = Journal(tmp_path, {}, "a")
     with journal.writer() as writer:
         writer.add(REPLY)
-        writer.add(Reply("01", [("paraphrase", "x" * 2000)], "m"))
+        writer.add(RawReply("01", {"paraphrases": ["x" * 2000]}, "m", "v"))
     file = next(tmp_path.rglob("a.jsonl"))
     file.write_bytes(file.read_bytes()[:-cut])
     assert list(journal.finished()) == ["00"]
     with journal.writer() as writer:
-        writer.add(Reply("02", [], "m"))
+        writer.add(RawReply("02", None, "m", "v"))
     assert list(journal.finished()) == ["00", "02"]
 
 

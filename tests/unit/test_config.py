@@ -57,6 +57,7 @@ DOMAIN = {"queries": "q.jsonl", "recording": "r.jsonl"}
         ("queries/max_reject_share", 2, r"^queries\.max_reject_share: 2 is not allowed"),
         ("base_models/minilm-l6/sha256", "abc", r"^base_models\.minilm-l6\.sha256: \"abc\" is not allowed"),
         ("domains", {}, r"^domains: \{\} is not allowed"),
+        ("base_models/minilm-l6/source", "hub:a/b@main", r"'hub:a/b@main' names no commit: |names no commit"),
     ],
 )
 def test_mistakes_are_named_by_key(config, path, value, message):

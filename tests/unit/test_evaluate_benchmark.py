@@ -91,7 +91,8 @@ def table():
         [
             {"base_model": "b", "model": "base", "results": measure(base, base, SETTINGS, 1)},
             {"base_model": "b", "model": "law", "results": measure(model, base, SETTINGS, 1)},
-        ]
+        ],
+        read_published(ROOT / "config/published.yaml"),
     )
 
 
@@ -101,9 +102,18 @@ def test_markdown_shows_models_changes_and_published_numbers_marked_as_such(tabl
     assert "## law (40 triplets), base model b" in text
     row = next(line for line in text.splitlines() if line.startswith("| law "))
     assert "+0.100 [+0.100, +0.100]*" in row
-    below = text.split("## Published by the seeds, not measured here")[1]
-    assert "| law      | 0.4942        | 0.6270   | +26.9%" in below
-    assert "psychology" not in below
+    below = text.split("Published for law, not measured here:")[1]
+    assert "| 0.4942        | 0.6270   | +26.9%" in below
+    assert "0.2415" not in text
+    assert "at which no more than 0.5 % of" in benchmark_markdown(table, published, 0.975, 0.005)
+    assert "97.5 % bootstrap" in benchmark_markdown(table, published, 0.975, 0.005)
+
+
+def test_the_csv_marks_what_is_published(table):
+    published = table[table["source"] != "measured"]
+    assert set(published["test_set"]) == {"law"}
+    assert published["low"].isna().all()
+    assert "published: model card" in set(published["source"])
 
 
 def test_published_margins_agree_with_their_published_gains():

@@ -46,6 +46,19 @@ def test_csv_rejects_name_line_and_reason(tmp_path):
     ]
 
 
+def test_lines_lost_to_an_unclosed_quote_all_count(tmp_path):
+    path = tmp_path / "q.csv"
+    path.write_text("query\ngood\n" + '"never closed\n' + "lost\n" * 98)
+    records, rejects = read_records(path)
+    assert (len(records), len(rejects)) == (1, 99)
+
+
+def test_only_line_ends_end_a_csv_line(tmp_path):
+    path = tmp_path / "q.csv"
+    path.write_text("query\nfirst\u2028second\n", encoding="utf-8")
+    assert [record.fields["query"] for record in read_records(path)[0]] == ["first\u2028second"]
+
+
 @given(st.binary(max_size=300), st.sampled_from([".jsonl", ".csv", ".txt", ".parquet"]))
 def test_any_bytes_give_records_or_an_input_error(tmp_path_factory, content, suffix):
     path = tmp_path_factory.mktemp("any") / f"q{suffix}"

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from cachelora.augment import LlamaCpp, query_live
+from cachelora.augment import LlamaCpp, augmented_table, query_live
 from cachelora.config import Augment, LlamaCppEngine
 from cachelora.errors import EngineError, ModelError
 from cachelora.packages import package_file
@@ -29,20 +29,26 @@ def engine():
 def test_replies_have_the_structure_that_was_asked_for(engine, tmp_path):
     replies = query_live(engine, QUERIES, tmp_path, "x")
     assert [reply.query_id for reply in replies] == [query_id for query_id, _ in QUERIES]
+    table = augmented_table(QUERIES, replies, "llamacpp", ASKED.model_copy(update={"max_failed_share": 1.0}), "x")
+    assert set(table["model"]) == {"SmolLM2-135M-Instruct.Q4_1.gguf"}
+    assert set(table["kind"]) <= {"paraphrase", *KINDS}
+    assert table["text"].str.len().max() <= ASKED.max_chars
     for reply in replies:
-        assert reply.model == "SmolLM2-135M-Instruct.Q4_1.gguf"
-        assert reply.texts or reply.refused
-        for kind, text in reply.texts:
-            assert kind in ("paraphrase", *KINDS)
-            assert len(text) <= ASKED.max_chars
+        assert [len(texts) for texts in reply.replied.values()] == [2, 2]
     assert query_live(engine, QUERIES, tmp_path, "x") == replies
 
 
 def test_a_cut_reply_is_refused_and_not_fatal():
     engine = LlamaCpp(settings(max_tokens=16), ASKED, "medicine", seed=1, threads=2)
     (reply,) = engine.replies(QUERIES[:1])
-    assert reply.failed
-    assert reply.refused == {"not of the form that was asked for": 2}
+    assert reply.replied == {"paraphrases": None, "negatives": None}
+
+
+def test_a_query_that_does_not_fit_into_the_context_is_refused_and_not_fatal(engine):
+    (reply,) = engine.replies([("0000000000000003", "心" * 1000)])
+    assert reply.replied == {"paraphrases": None, "negatives": None}
+    with pytest.raises(EngineError, match="1 of 1 queries failed"):
+        augmented_table([("0000000000000003", "心" * 1000)], [reply], "llamacpp", ASKED, "x")
 
 
 @pytest.mark.parametrize(

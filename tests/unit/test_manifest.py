@@ -30,6 +30,18 @@ def test_a_sealed_folder_says_what_made_it(folder):
     assert manifest["peak_memory_mb"] > 0
 
 
+def test_what_is_about_to_be_read_must_be_listed(folder):
+    verify(folder, ["model.safetensors"])
+    with pytest.raises(DamagedError, match=r"it does not list adapter_model\.safetensors"):
+        verify(folder, ["adapter_model.safetensors"])
+
+
+def test_what_a_killed_job_left_is_not_sealed(folder):
+    (folder / ".model.safetensors.x1").write_text("half")
+    write_manifest(folder, {}, [], time.monotonic())
+    assert set(verify(folder)["files"]) == {"model.safetensors", "config.json"}
+
+
 def test_line_end_conversion_is_named_as_such(folder):
     path = folder / "model.safetensors"
     content = path.read_bytes()

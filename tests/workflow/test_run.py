@@ -12,12 +12,18 @@ TINY = ("--configfile", "config/presets/tiny.yaml")
 MODELS = ["base", "medical", "law", "joint", "merge-svd"]
 
 
+SECRET = "hf_averysecretvalue"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A copy of the workflow in which the tiny preset has run."""
+    """A copy of the workflow in which the tiny preset has run, with a secret in the environment."""
     workflow = copy_workflow(tmp_path_factory.mktemp("tiny"))
-    result = workflow.run(*TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", SECRET)
+        result = workflow.run(*TINY)
     assert result.returncode == 0, result.stdout
+    assert SECRET not in result.stdout
     return workflow
 
 
@@ -30,6 +36,7 @@ def again(finished, tmp_path):
 
 def test_the_table_has_every_model_on_every_test_set(finished):
     table = pd.read_csv(finished.folder / "results/tiny/benchmark.csv")
+    table = table[table["source"] == "measured"]
     overall = table[(table["kind"] == "all") & (table["metric"] == "margin")]
     assert sorted(zip(overall["test_set"], overall["model"], strict=True)) == sorted(
         (test_set, model) for test_set in ("medical", "law") for model in MODELS
@@ -40,11 +47,12 @@ def test_the_table_has_every_model_on_every_test_set(finished):
     assert (table["low"] <= table["high"]).all()
     assert (table.loc[table["model"] == "base", "change"] == 0).all()
     markdown = (finished.folder / "results/tiny/benchmark.md").read_text()
-    assert "Published by the seeds, not measured here" in markdown
+    assert "Published for law, not measured here" in markdown
 
 
 def test_training_changed_the_models(finished):
     table = pd.read_csv(finished.folder / "results/tiny/benchmark.csv")
+    table = table[table["source"] == "measured"]
     changes = table[(table["metric"] == "margin") & (table["kind"] == "all") & (table["model"] != "base")]["change"]
     assert (changes != 0).all()
 
@@ -63,6 +71,12 @@ def test_the_deployed_model_gives_the_numbers_of_the_table(finished):
     row = table[(table["model"] == "joint") & (table["test_set"] == "law") & (table["kind"] == "all")]
     assert float(row[row["metric"] == "margin"]["value"].iloc[0]) == pytest.approx(margins.mean(), abs=1e-5)
     assert float(row[row["metric"] == "accuracy"]["value"].iloc[0]) == pytest.approx(np.mean(margins > 0))
+
+
+def test_no_secret_of_the_environment_reaches_a_file(finished):
+    for path in finished.folder.rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
 
 
 def test_nothing_is_to_be_done_after_a_run(finished):

@@ -16,9 +16,7 @@ rule augment_recorded:
         runtime=30,
     params:
         settings=section("augment"),
-        engine=lambda wildcards: settings.engine_of(wildcards.domain).model_dump(
-            mode="json"
-        ),
+        engine={"type": "recorded"},
         max_reject_share=settings.queries.max_reject_share,
         code=stage_code("augment"),
     message:
@@ -30,6 +28,7 @@ rule augment_recorded:
 rule augment_llamacpp:
     input:
         queries="<results>/queries/{domain}.parquet",
+        model=lambda wildcards: local_file(settings.engine_of(wildcards.domain).model),
     output:
         table=temp("<results>/augmented/{domain}/{shard}.parquet"),
     log:
@@ -46,10 +45,12 @@ rule augment_llamacpp:
         runtime=480,
         gpu=1,
         gpu_manufacturer="nvidia",
+        # Queries in flight. A resource, not a param: it does not change the replies.
+        llm_slots=lambda wildcards: settings.engine_of(wildcards.domain).slots,
     params:
         settings=section("augment"),
         engine=lambda wildcards: settings.engine_of(wildcards.domain).model_dump(
-            mode="json"
+            mode="json", exclude={"slots"}
         ),
         field=lambda wildcards: settings.domains[wildcards.domain].field
         or wildcards.domain,

@@ -10,7 +10,7 @@ from cachelora.errors import CacheloraError, InputError
 
 try:
     settings = parse_config(config)
-    # With a storage plugin the inputs need not lie on this machine.
+    # Said now, not when the first job needs it. With a storage plugin the inputs need not lie on this machine.
     if workflow.storage_settings.default_storage_provider is None:
         for domain, domain_settings in settings.domains.items():
             for key in ("queries", "recording", "test"):
@@ -21,6 +21,24 @@ try:
                         f"no such file: {path}",
                         "Put it there, or correct the path",
                     )
+            engine = settings.engine_of(domain)
+            if engine.type == "llamacpp" and not Path(engine.model).is_file():
+                if not engine.model.startswith("package:"):
+                    raise InputError(
+                        f"engines.{settings.domains[domain].engine or settings.augment.engine}.model",
+                        f"no such file: {engine.model}",
+                        "Put the GGUF file there, or correct the path",
+                    )
+        for base, source in settings.base_models.items():
+            if (
+                not source.source.startswith(("package:", "hub:"))
+                and not Path(source.source, "model.safetensors").is_file()
+            ):
+                raise InputError(
+                    f"base_models.{base}.source",
+                    f"no model.safetensors in {source.source}",
+                    "Name the folder of a sentence-transformers model",
+                )
 except CacheloraError as error:
     raise WorkflowError(str(error)) from None
 
@@ -45,6 +63,17 @@ def domains_with(engine_type):
 def section(name):
     """Return one part of the configuration with its defaults, as params hold it."""
     return getattr(settings, name).model_dump(mode="json")
+
+
+def local_file(path):
+    """Return a model file as an input if the config names one, none for packages and hubs."""
+    return [] if path.startswith(("package:", "hub:")) else path
+
+
+def base_weights(wildcards):
+    """Return the weights of a base model that lies in a local folder, as an input."""
+    source = settings.base_models[wildcards.base].source
+    return local_file(source) and str(Path(source, "model.safetensors"))
 
 
 def base_model(wildcards):

@@ -1,5 +1,6 @@
 rule deploy:
     input:
+        base=base_weights,
         adapter=expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
         testsets=get_testsets(),
     output:

@@ -1,5 +1,6 @@
 rule evaluate_base:
     input:
+        base=base_weights,
         testsets=get_testsets(),
     output:
         scores=ensure("<results>/evaluation/{base}/base.parquet", non_empty=True),
@@ -26,6 +27,7 @@ rule evaluate_base:
 
 rule evaluate:
     input:
+        base=base_weights,
         testsets=get_testsets(),
         adapter=expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
         base_scores="<results>/evaluation/{base}/base.parquet",

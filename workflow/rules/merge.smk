@@ -1,5 +1,6 @@
 rule merge:
     input:
+        base=base_weights,
         adapters=expand(
             "<results>/models/{{base}}/{domain}/{file}",
             domain=settings.domains,

@@ -1,5 +1,6 @@
 rule train:
     input:
+        base=base_weights,
         triplets=get_triplets,
     output:
         expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),

@@ -17,11 +17,11 @@ if __name__ == "__main__":
         domain, shard = snakemake.wildcards.domain, int(snakemake.wildcards.shard)
         queries = shard_queries(read_table(snakemake.input.queries, QUERIES), shard, settings.shards)
         if snakemake.params.engine["type"] == "recorded":
-            engine = Recorded(snakemake.input.recording, settings, snakemake.params.max_reject_share)
-            replies = list(engine.replies(queries))
+            engine = Recorded(snakemake.input.recording, snakemake.params.max_reject_share)
+            replies = engine.replies(queries)
         else:
             engine = LlamaCpp(
-                LlamaCppEngine(**snakemake.params.engine),
+                LlamaCppEngine(**snakemake.params.engine, slots=snakemake.resources.llm_slots),
                 settings,
                 snakemake.params.field,
                 snakemake.params.seed,
@@ -29,5 +29,7 @@ if __name__ == "__main__":
             )
             name = f"{domain}-{shard}-of-{settings.shards}"
             replies = query_live(engine, queries, snakemake.params.journal, name)
-        table = augmented_table(replies, engine, settings, f"{domain}, shard {shard} of {settings.shards}")
+        table = augmented_table(
+            queries, replies, engine.type, settings, f"{domain}, shard {shard} of {settings.shards}"
+        )
         write_table(snakemake.output.table, table, AUGMENTED)

@@ -16,10 +16,9 @@ if __name__ == "__main__":
     with logged(snakemake.log[0]):
         settings = Evaluate(**snakemake.params.settings)
         evaluations = [json.loads(Path(path).read_text(encoding="utf-8")) for path in snakemake.input.evaluations]
-        table = benchmark_table(evaluations)
+        published = read_published(snakemake.input.published)
+        table = benchmark_table(evaluations, published)
         with replacing(snakemake.output.csv) as temporary:
             table.to_csv(temporary, index=False)
-        markdown = benchmark_markdown(
-            table, read_published(snakemake.input.published), settings.confidence, settings.false_hit_budget
-        )
+        markdown = benchmark_markdown(table, published, settings.confidence, settings.false_hit_budget)
         write_text(snakemake.output.markdown, markdown)

@@ -12,6 +12,7 @@ from cachelora.deploy import deploy_model
 from cachelora.files import read_table
 from cachelora.job import logged
 from cachelora.manifest import write_manifest
+from cachelora.models import base_digest
 from cachelora.schemas import TESTSET
 
 if TYPE_CHECKING:
@@ -28,5 +29,6 @@ if __name__ == "__main__":
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         deploy_model(base, adapter, snakemake.wildcards.model, probes, snakemake.params.batch_size, unfinished)
-        write_manifest(unfinished, {"base": snakemake.params.base}, snakemake.input.adapter, started)
+        config = {"base": snakemake.params.base, "base_sha256": base_digest(base)}
+        write_manifest(unfinished, config, snakemake.input.adapter, started)
         unfinished.replace(folder)

@@ -11,7 +11,7 @@ from cachelora.files import read_table, write_json
 from cachelora.job import logged
 from cachelora.manifest import write_manifest
 from cachelora.merge import merge_adapters
-from cachelora.models import load_model
+from cachelora.models import base_digest, load_model
 from cachelora.schemas import TRIPLETS
 from cachelora.train import Validation
 
@@ -30,5 +30,9 @@ if __name__ == "__main__":
         merge_adapters(model, adapters, settings, folder)
         validation = {domain: table[table["split"] == "validation"] for domain, table in triplets.items()}
         write_json(folder / "metrics.json", {"validation": Validation(validation)(model)})
-        config = {"merge": snakemake.params.settings, "base": snakemake.params.base}
+        config = {
+            "merge": snakemake.params.settings,
+            "base": snakemake.params.base,
+            "base_sha256": base_digest(base),
+        }
         write_manifest(folder, config, snakemake.input.adapters, started)

@@ -10,7 +10,7 @@ from cachelora.config import BaseModelSource, Train
 from cachelora.files import read_table, write_json
 from cachelora.job import logged
 from cachelora.manifest import write_manifest
-from cachelora.models import load_model
+from cachelora.models import base_digest, load_model
 from cachelora.schemas import TRIPLETS
 from cachelora.train import train_adapter
 
@@ -24,7 +24,14 @@ if __name__ == "__main__":
         settings, base = Train(**snakemake.params.settings), BaseModelSource(**snakemake.params.base)
         triplets = {Path(path).stem: read_table(path, TRIPLETS) for path in snakemake.input.triplets}
         folder = Path(snakemake.output[0]).parent
-        metrics = train_adapter(load_model(base, None), triplets, settings, snakemake.params.seed, base.name, folder)
+        metrics = train_adapter(
+            load_model(base, None, device=None), triplets, settings, snakemake.params.seed, base.name, folder
+        )
         write_json(folder / "metrics.json", metrics)
-        config = {"train": snakemake.params.settings, "base": snakemake.params.base, "seed": snakemake.params.seed}
+        config = {
+            "train": snakemake.params.settings,
+            "base": snakemake.params.base,
+            "base_sha256": base_digest(base),
+            "seed": snakemake.params.seed,
+        }
         write_manifest(folder, config, snakemake.input.triplets, started)

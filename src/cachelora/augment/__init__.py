@@ -1,7 +1,7 @@
 """Stage `augment`: paraphrases and hard negatives for every query, from an LLM engine or a recording.
 
-An engine is a class with a ``type``, a ``prompt_version`` and a method ``replies(queries)`` that yields a
-:class:`~cachelora.augment.reply.Reply` for each query; one file each.
+An engine is a class with a ``type`` and a method ``replies(queries)`` that yields a
+:class:`~cachelora.augment.reply.RawReply` for each query; one file each.
 """
 
 import logging
@@ -15,7 +15,7 @@ import pandas as pd
 from cachelora.augment.journal import Journal
 from cachelora.augment.llamacpp import LlamaCpp
 from cachelora.augment.recorded import Recorded
-from cachelora.augment.reply import Reply
+from cachelora.augment.reply import RawReply, check_reply
 from cachelora.config import Augment
 from cachelora.errors import EngineError
 from cachelora.schemas import AUGMENTED
@@ -65,7 +65,7 @@ def shard_queries(queries: pd.DataFrame, shard: int, shards: int) -> list[tuple[
 
 def query_live(
     engine: LlamaCpp, queries: Sequence[tuple[str, str]], journal_root: str | Path, shard: str
-) -> list[Reply]:
+) -> list[RawReply]:
     """Ask a live engine for what its journal does not hold yet.
 
     Parameters
@@ -81,7 +81,7 @@ def query_live(
 
     Returns
     -------
-    list of Reply
+    list of RawReply
         One for each query, in their order.
 
     Raises
@@ -106,18 +106,20 @@ def query_live(
 
 
 def augmented_table(
-    replies: Iterable[Reply], engine: Recorded | LlamaCpp, settings: Augment, where: str
+    queries: Sequence[tuple[str, str]], replies: Iterable[RawReply], engine_type: str, settings: Augment, where: str
 ) -> pd.DataFrame:
-    """Make the table of a shard, and stop if too many of its queries failed.
+    """Check the replies of a shard and make its table; stop if too many of its queries failed.
 
     Parameters
     ----------
-    replies : iterable of Reply
-        One for each query of the shard.
-    engine : Recorded or LlamaCpp
-        The engine that gave them.
+    queries : sequence of (str, str)
+        Digest and text of each query of the shard.
+    replies : iterable of RawReply
+        One for each query, in their order.
+    engine_type : str
+        The type of the engine that gave them.
     settings : Augment
-        ``paraphrases`` and ``negatives`` that make a query complete, and ``max_failed_share``.
+        ``max_chars``, the ``paraphrases`` and ``negatives`` that make a query complete, and ``max_failed_share``.
     where : str
         The domain and shard, for the message.
 
@@ -132,7 +134,8 @@ def augmented_table(
         If the share of failed queries is above the limit.
     """
     rows, ends, refused, failures = [], Counter(), Counter(), []
-    for reply in replies:
+    for (_, query), raw in zip(queries, replies, strict=True):
+        reply = check_reply(raw, query, settings.max_chars)
         refused.update(reply.refused)
         if reply.failed:
             ends["failed"] += 1
@@ -140,7 +143,7 @@ def augmented_table(
         else:
             ends["complete" if reply.complete(settings.paraphrases, settings.negatives) else "partial"] += 1
         for kind, text in reply.texts:
-            rows.append((reply.query_id, kind, text, engine.type, reply.model, engine.prompt_version))
+            rows.append((reply.query_id, kind, text, engine_type, reply.model, reply.prompt_version))
     total = ends.total()
     _log.info("%s: %d queries: %s", where, total, ", ".join(f"{n} {end}" for end, n in ends.most_common()) or "none")
     for reason, number in refused.most_common():

@@ -1,4 +1,7 @@
-"""Finished replies of a live engine, kept as they come, so that a killed job repeats none of them."""
+"""Finished replies of a live engine, kept as they come, so that a killed job repeats none of them.
+
+They are kept unchecked: when the checks change, they are applied anew and no call is repeated.
+"""
 
 import fcntl
 import hashlib
@@ -10,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from cachelora.augment.reply import Reply
+from cachelora.augment.reply import RawReply
 from cachelora.errors import EngineError
 
 
@@ -36,12 +39,12 @@ class Journal:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = self._folder / f"{shard}.jsonl"
 
-    def finished(self) -> dict[str, Reply]:
+    def finished(self) -> dict[str, RawReply]:
         """Return the replies that any shard has finished.
 
         Returns
         -------
-        dict of str to Reply
+        dict of str to RawReply
             By query_id. A last line that a kill cut short does not count.
         """
         replies = {}
@@ -49,9 +52,8 @@ class Journal:
             for line in path.read_bytes().splitlines(keepends=True):
                 if not line.endswith(b"\n"):
                     continue
-                fields = json.loads(line)
-                fields["texts"] = [tuple(text) for text in fields["texts"]]
-                replies[fields["query_id"]] = Reply(**fields)
+                reply = RawReply(**json.loads(line))
+                replies[reply.query_id] = reply
         return replies
 
     @contextmanager
@@ -91,12 +93,12 @@ class Writer:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def add(self, reply: Reply) -> None:
+    def add(self, reply: RawReply) -> None:
         """Append a reply, on disk when this returns.
 
         Parameters
         ----------
-        reply : Reply
+        reply : RawReply
             A finished reply.
         """
         self._stream.write(json.dumps(asdict(reply), ensure_ascii=False) + "\n")

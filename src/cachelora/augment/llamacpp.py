@@ -1,5 +1,6 @@
 """Engine `llamacpp`: llama.cpp in this process, on any GGUF file, its replies held to a JSON schema."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cachelora.augment.prompt import TASKS, Prompts
-from cachelora.augment.reply import Reply, check_reply, parse_json
+from cachelora.augment.reply import RawReply, parse_json
 from cachelora.config import Augment, LlamaCppEngine
 from cachelora.errors import EngineError
 from cachelora.files import sha256_of
 from cachelora.packages import package_file
+
+_log = logging.getLogger(__name__)
 
 
 class LlamaCpp:
@@ -56,7 +59,6 @@ class LlamaCpp:
                 "Fetch it again, or correct the config",
             )
         self._settings = settings
-        self._max_chars = augment.max_chars
         self._seed = seed
         self._prompts = Prompts(field, augment.paraphrases, augment.negatives, augment.max_chars)
         self.prompt_version = self._prompts.version
@@ -84,11 +86,10 @@ class LlamaCpp:
             "model": self.model_sha256,
             "prompt": self.prompt_version,
             "seed": self._seed,
-            "max_chars": self._max_chars,
             **decisive,
         }
 
-    def replies(self, queries: Sequence[tuple[str, str]]) -> Iterator[Reply]:
+    def replies(self, queries: Sequence[tuple[str, str]]) -> Iterator[RawReply]:
         """Ask for the replies to some queries, several at once.
 
         Parameters
@@ -98,7 +99,7 @@ class LlamaCpp:
 
         Yields
         ------
-        Reply
+        RawReply
             One for each query, in the order in which they are finished.
         """
         with ThreadPoolExecutor(self._settings.slots) as pool:
@@ -111,7 +112,7 @@ class LlamaCpp:
                 yield done.result()
                 flying |= {pool.submit(self._ask, *query) for query in islice(waiting, 1)}
 
-    def _ask(self, query_id: str, query: str) -> Reply:
+    def _ask(self, query_id: str, query: str) -> RawReply:
         """Ask for everything about one query."""
         replied: dict[str, Any] = {}
         for task in TASKS:
@@ -128,9 +129,13 @@ class LlamaCpp:
                     },
                 }
             )
-            parsed = parse_json(answer["choices"][0]["message"]["content"] or "")
+            # No choices: llama.cpp refused, for example a query that does not fit into the context.
+            choices = answer.get("choices")
+            parsed = parse_json(choices[0]["message"]["content"] or "") if choices else None
+            if not choices:
+                _log.warning("query %s: llama.cpp refused: %s", query_id, str(answer)[:200])
             replied[task] = parsed.get(task) if isinstance(parsed, dict) else None
-        return check_reply(query_id, query, replied, self.model, self._max_chars)
+        return RawReply(query_id, replied, self.model, self.prompt_version)
 
 
 def _gguf_file(settings: LlamaCppEngine) -> Path:

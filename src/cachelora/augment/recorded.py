@@ -4,8 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cachelora.augment.reply import Reply, check_reply
-from cachelora.config import Augment
+from cachelora.augment.reply import RawReply
 from cachelora.errors import InputError
 from cachelora.files import Reject, check_reject_share, read_records
 from cachelora.text import trivial_key
@@ -20,8 +19,6 @@ class Recorded:
     ----------
     recording : str or Path
         JSON lines with ``query``, ``paraphrases``, ``negatives``, ``model`` and ``prompt_version``.
-    settings : Augment
-        ``max_chars`` of a text.
     max_reject_share : float
         Largest share of bad records, in [0, 1].
 
@@ -33,9 +30,8 @@ class Recorded:
 
     type = "recorded"
 
-    def __init__(self, recording: str | Path, settings: Augment, max_reject_share: float) -> None:
+    def __init__(self, recording: str | Path, max_reject_share: float) -> None:
         self._recording = recording
-        self._settings = settings
         records, rejects = read_records(recording)
         self._replies = {}
         for record in records:
@@ -44,15 +40,15 @@ class Recorded:
             ]
             if missing:
                 rejects.append(Reject(record.line, f"no text under '{missing[0]}'", str(record.fields)[:200]))
+            elif trivial_key(record.fields["query"]) in self._replies:
+                rejects.append(Reject(record.line, "this query is recorded above", record.fields["query"][:200]))
             else:
                 self._replies[trivial_key(record.fields["query"])] = record.fields
         check_reject_share(recording, len(self._replies), rejects, max_reject_share, "queries.max_reject_share")
         for reject in rejects:
             _log.warning("%s, line %d, set aside: %s", recording, reject.line, reject.reason)
-        versions = sorted({fields["prompt_version"] for fields in self._replies.values()})
-        self.prompt_version = ", ".join(versions)
 
-    def replies(self, queries: Sequence[tuple[str, str]]) -> Iterator[Reply]:
+    def replies(self, queries: Sequence[tuple[str, str]]) -> Iterator[RawReply]:
         """Replay the replies to some queries.
 
         Parameters
@@ -62,7 +58,7 @@ class Recorded:
 
         Yields
         ------
-        Reply
+        RawReply
             One for each query.
 
         Raises
@@ -79,4 +75,4 @@ class Recorded:
             )
         for query_id, query in queries:
             fields = self._replies[trivial_key(query)]
-            yield check_reply(query_id, query, fields, fields["model"], self._settings.max_chars)
+            yield RawReply(query_id, fields, fields["model"], fields["prompt_version"])

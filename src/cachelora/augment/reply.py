@@ -10,8 +10,30 @@ from cachelora.text import normalise, trivial_key
 
 
 @dataclass(frozen=True)
+class RawReply:
+    """What an engine gave for one query, unchecked.
+
+    Attributes
+    ----------
+    query_id : str
+        The query.
+    replied : Any
+        Should be a mapping with ``paraphrases`` (texts) and ``negatives`` (mappings with ``kind`` and ``text``).
+    model : str
+        The LLM that wrote it.
+    prompt_version : str
+        What it was asked with.
+    """
+
+    query_id: str
+    replied: Any
+    model: str
+    prompt_version: str
+
+
+@dataclass(frozen=True)
 class Reply:
-    """The texts that were written for one query.
+    """The good texts that were written for one query.
 
     Attributes
     ----------
@@ -21,6 +43,8 @@ class Reply:
         Kind (``paraphrase`` or a kind of negative) and text.
     model : str
         The LLM that wrote them.
+    prompt_version : str
+        What it was asked with.
     refused : dict of str to int
         How many texts were refused, by reason.
     """
@@ -28,6 +52,7 @@ class Reply:
     query_id: str
     texts: list[tuple[str, str]]
     model: str
+    prompt_version: str
     refused: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -53,20 +78,15 @@ class Reply:
         return written >= paraphrases and len(self.texts) - written >= negatives
 
 
-def check_reply(query_id: str, query: str, replied: Any, model: str, max_chars: int) -> Reply:
+def check_reply(raw: RawReply, query: str, max_chars: int) -> Reply:
     """Keep the good texts of a reply and count the others.
 
     Parameters
     ----------
-    query_id : str
-        The query's digest.
+    raw : RawReply
+        What the engine gave.
     query : str
         The query.
-    replied : Any
-        A mapping with ``paraphrases`` (texts) and ``negatives`` (mappings with ``kind`` and ``text``); anything else
-        counts as refused.
-    model : str
-        The LLM that wrote it.
     max_chars : int
         Longer texts are refused.
 
@@ -78,7 +98,7 @@ def check_reply(query_id: str, query: str, replied: Any, model: str, max_chars: 
     texts: list[tuple[str, str]] = []
     refused: dict[str, int] = {}
     seen = {trivial_key(query)}
-    for kind, text in _items(replied):
+    for kind, text in _items(raw.replied):
         reason = _problem(kind, text, max_chars)
         if reason is None and trivial_key(text) in seen:
             reason = "repeats the query or another text"
@@ -87,7 +107,7 @@ def check_reply(query_id: str, query: str, replied: Any, model: str, max_chars: 
             texts.append((kind, normalise(text)))
         else:
             refused[reason] = refused.get(reason, 0) + 1
-    return Reply(query_id, texts, model, refused)
+    return Reply(raw.query_id, texts, raw.model, raw.prompt_version, refused)
 
 
 def parse_json(text: str) -> Any:
