@@ -54,7 +54,8 @@ class Workflow:
         """Return the messages of the jobs that a run would run."""
         result = self.run("-n", *arguments)
         assert result.returncode == 0, result.stdout
-        return set(re.findall(r"^Job \d+: (.+)$", result.stdout, flags=re.MULTILINE))
+        said = re.sub(r" \(progress: [^)]*\)", "", result.stdout)
+        return set(re.findall(r"^Job \d+: (.+)$", said, flags=re.MULTILINE))
 
     def edit(self, path: str, change: Callable[[str], str]) -> None:
         """Change a text file of the copy."""

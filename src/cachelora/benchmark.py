@@ -71,7 +71,7 @@ def read_published(path: str | Path) -> list[Published]:
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["margins"]
         return [Published.model_validate(entry) for entry in entries]
-    except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValidationError, UnicodeDecodeError) as error:
         first = str(error).strip().replace("\n", " ")[:160]
         raise ConfigError(
             str(path), f"not a list of published margins ({first})", "Compare with the shipped file"
@@ -136,23 +136,29 @@ def benchmark_markdown(
     Returns
     -------
     str
-        Markdown: for each base model and test set a table with the published numbers below it, then the changes by
+        Markdown: an overview, for each base model and test set a table with the published numbers below it, and the
+        changes by
         kind.
     """
     sections = [
         "# Benchmark",
         "margin = mean cos(anchor, positive) - mean cos(anchor, negative). Each value stands before its "
         f"{100 * confidence:g} % bootstrap interval over groups; Δ is the paired change from the base model, * where "
-        "its interval excludes zero. Recall and hit ratio: at the lowest threshold at which no more than "
-        f"{100 * false_hit_budget:g} % of the set's negatives hit. Relative changes are given only where the base "
-        "margin's interval lies above zero. Published: margins that the seeds of this project published for the same "
-        "domain, on other test sets and partly other base models, without intervals; not measured here.",
+        "its interval excludes zero; sets of fewer than ten groups have no intervals. Recall and hit ratio: at the "
+        f"lowest threshold at which no more than {100 * false_hit_budget:g} % of the set's negatives hit. Relative "
+        "changes are given only where the base margin's interval lies above zero. Published: margins that the seeds of "
+        "this project published for the same domain, on other test sets and partly other base models, without "
+        "intervals; not measured here.",
     ]
     table = table[table["source"] == "measured"]
     overall = table[table["kind"] == ALL_KINDS]
+    for base, rows in overall.groupby("base_model", sort=False):
+        for metric, title in (("margin", "Margin"), ("ap", "AP")):
+            sections += [f"## {title} by test set, base model {base}", _overview_table(rows, metric)]
     for (base, test_set), rows in overall.groupby(["base_model", "test_set"], sort=False):
         n = int(rows["n"].iloc[0])
-        sections += [f"## {test_set} ({n} triplets), base model {base}", _model_table(rows)]
+        size = "1 triplet" if n == 1 else f"{n} triplets"
+        sections += [f"## {test_set} ({size}), base model {base}", _model_table(rows)]
         beside = [entry for entry in published if entry.domain == test_set]
         if beside:
             sections += [f"Published for {test_set}, not measured here:", _published_table(beside)]
@@ -160,6 +166,15 @@ def benchmark_markdown(
         sections += [f"## Change of the margin by kind of negative, base model {base}", _kind_table(rows)]
         sections += [f"## Change of the AP by kind of negative, base model {base}", _kind_table(rows, "ap")]
     return "\n\n".join(sections) + "\n"
+
+
+def _overview_table(rows: pd.DataFrame, metric: str) -> str:
+    """Make the table of one metric: a row a model, a column a test set; the base model's value, the others' changes."""
+    rows = rows[rows["metric"] == metric]
+    cells = [_value(row) if row["model"] == "base" else _change(row) for _, row in rows.iterrows()]
+    wide = rows.assign(cell=cells).pivot(index="model", columns="test_set", values="cell")
+    wide = wide.loc[list(dict.fromkeys(rows["model"])), list(dict.fromkeys(rows["test_set"]))].reset_index()
+    return wide.to_markdown(index=False, disable_numparse=True)
 
 
 def _model_table(rows: pd.DataFrame) -> str:
@@ -170,7 +185,7 @@ def _model_table(rows: pd.DataFrame) -> str:
         line = {"model": model}
         for metric, title in _COLUMNS:
             row = by_name.loc[metric]
-            line[title] = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+            line[title] = _value(row)
             if metric in ("margin", "ap", "accuracy"):
                 line[f"Δ {title}"] = "" if model == "base" else _change(row)
         relative = by_name.loc["margin", "relative_change"]
@@ -189,8 +204,15 @@ def _kind_table(rows: pd.DataFrame, metric: str = "margin") -> str:
     return wide.rename(columns={"test_set": "test set"}).to_markdown(index=False, disable_numparse=True)
 
 
+def _value(row: pd.Series) -> str:
+    """Show a value with its interval, if it has one."""
+    return f"{row['value']:.3f}" + ("" if pd.isna(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]")
+
+
 def _change(row: pd.Series) -> str:
-    """Show a change with its interval, and a star where that excludes zero."""
+    """Show a change with its interval, if it has one, and a star where that excludes zero."""
+    if pd.isna(row["change_low"]):
+        return f"{row['change']:+.3f}"
     star = "*" if row["change_low"] > 0 or row["change_high"] < 0 else ""
     return f"{row['change']:+.3f} [{row['change_low']:+.3f}, {row['change_high']:+.3f}]{star}"
 

@@ -81,6 +81,13 @@ class Queries(_Section):
         0.15, gt=0, lt=1, description="Share of the groups held out for the test, for a domain without a test file."
     )
 
+    @model_validator(mode="after")
+    def _check_shares(self) -> "Queries":
+        """Refuse shares that leave nothing to train on."""
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share leave nothing to train on: lower one of the two")
+        return self
+
 
 class RecordedEngine(_Section):
     """Replays the recording that each domain names."""
@@ -179,8 +186,10 @@ class Deploy(_Section):
 class Config(_Section):
     """The whole configuration."""
 
-    pathvars: dict[str, str] = Field({}, description="Snakemake's names for folders, such as `results` and `logs`.")
-    seed: int = Field(13, ge=0, description="Seed of every draw: splits, batches, weights, bootstrap.")
+    pathvars: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        {}, description="Snakemake's names for folders, such as `results` and `logs`."
+    )
+    seed: int = Field(13, ge=0, le=2**32 - 1, description="Seed of every draw: splits, batches, weights, bootstrap.")
     base_models: dict[Name, BaseModelSource] = Field(min_length=1, description="The base models, each with all rows.")
     domains: dict[FreeName, Domain] = Field(min_length=1, description="The domains.")
     queries: Queries = Queries()
@@ -199,12 +208,16 @@ class Config(_Section):
             key = f"domains.{domain}.engine" if settings.engine else "augment.engine"
             name = settings.engine or self.augment.engine
             if name not in self.engines:
-                raise ConfigError(key, f"unknown engine '{name}'", f"Use one of {_listed(self.engines)}")
+                raise ConfigError(
+                    key,
+                    f"unknown engine '{name}'",
+                    f"Use one of {_listed(self.engines)}, or declare it under `engines`",
+                )
             if self.engines[name].type == "recorded" and settings.recording is None:
                 raise ConfigError(
                     f"domains.{domain}.recording",
                     f"missing, and engine '{name}' replays a recording",
-                    "Name the recording or set another engine for the domain",
+                    "Name a recording, or set `engine` to one that asks an LLM (README, 'Your own LLM')",
                 )
         for name in self.merges:
             if name in self.domains:
@@ -295,6 +308,8 @@ def _config_error(error: ValidationError) -> ConfigError:
         case "value_error":
             what, _, remedy = str(problem["ctx"]["error"]).partition(": ")
             return ConfigError(key, what, f"{remedy[:1].upper()}{remedy[1:]}{more}")
+    if problem["input"] is None:
+        return ConfigError(key, "it is empty", f"Remove the line, or give it a value{more}")
     shown = json.dumps(problem["input"], ensure_ascii=False, default=str)
     return ConfigError(key, f"{shown[:80]} is not allowed", f"{problem['msg']}{more}")
 

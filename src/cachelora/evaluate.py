@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 ALL_KINDS = "all"
+MIN_GROUPS = 10
+"""Fewer groups give no interval: resampling a handful says how they differ, not how others would."""
 
 
 def score_testsets(model: "SentenceTransformer", testsets: Mapping[str, pd.DataFrame], batch_size: int) -> pd.DataFrame:
@@ -57,7 +59,8 @@ def measure(scores: pd.DataFrame, base_scores: pd.DataFrame, settings: Evaluate,
     list of dict
         For each test set, kind (``all`` first) and metric: test_set, kind, metric, n (triplets), groups, value, low,
         high, change, change_low, change_high, and relative_change with its interval where the base model's margin
-        lies above zero with its whole interval (None elsewhere). Changes are paired: one bootstrap draw serves both
+        lies above zero with its whole interval (None elsewhere). Intervals are None where there are fewer than
+        :data:`MIN_GROUPS` groups. Changes are paired: one bootstrap draw serves both
         models.
 
     Raises
@@ -82,7 +85,9 @@ def _measure_set(
 ) -> list[dict[str, Any]]:
     """Compute every metric on one set of triplets."""
     once = np.ones((1, len(scores)))
-    weights = np.concatenate([once, bootstrap_weights(scores["group"], settings.bootstrap, seed)])
+    groups = scores["group"].nunique()
+    resamples = bootstrap_weights(scores["group"], settings.bootstrap, seed) if groups >= MIN_GROUPS else once[:0]
+    weights = np.concatenate([once, resamples])
     model, base = (
         (table["positive_similarity"].to_numpy(), table["negative_similarity"].to_numpy())
         for table in (scores, base_scores)
@@ -91,19 +96,19 @@ def _measure_set(
     for name, metric in registry(settings.false_hit_budget).items():
         # The first value is the metric itself, the others are its bootstrap distribution.
         values, base_values = metric(*model, weights), metric(*base, weights)
-        row = {"metric": name, "n": len(scores), "groups": scores["group"].nunique()}
+        row = {"metric": name, "n": len(scores), "groups": groups}
         row |= _with_interval("", values, settings)
         row |= _with_interval("change", values - base_values, settings)
         row |= dict.fromkeys(("relative_change", "relative_change_low", "relative_change_high"))
         # A share of a margin near zero says nothing, and below zero it has the wrong sign.
-        if name == "margin" and interval(base_values[1:], settings.confidence)[0] > 0:
+        if name == "margin" and groups >= MIN_GROUPS and interval(base_values[1:], settings.confidence)[0] > 0:
             row |= _with_interval("relative_change", values / base_values - 1, settings)
         rows.append(row)
     return rows
 
 
-def _with_interval(name: str, values: np.ndarray, settings: Evaluate) -> dict[str, float]:
+def _with_interval(name: str, values: np.ndarray, settings: Evaluate) -> dict[str, float | None]:
     """Name a value and its interval; the value is the first, its bootstrap distribution the rest."""
-    low, high = interval(values[1:], settings.confidence)
+    low, high = interval(values[1:], settings.confidence) if len(values) > 1 else (None, None)
     prefix = f"{name}_" if name else ""
     return {name or "value": float(values[0]), f"{prefix}low": low, f"{prefix}high": high}

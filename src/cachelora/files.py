@@ -157,7 +157,7 @@ def write_table(path: str | Path, table: pd.DataFrame, schema: pa.Schema) -> Non
     """
     arrow = pa.Table.from_pandas(table[schema.names], schema=schema, preserve_index=False)
     with replacing(path) as temporary:
-        pq.write_table(arrow.replace_schema_metadata(schema.metadata), temporary)
+        pq.write_table(arrow.replace_schema_metadata(schema.metadata), temporary, write_page_checksum=True)
 
 
 def read_table(path: str | Path, schema: pa.Schema) -> pd.DataFrame:
@@ -181,8 +181,9 @@ def read_table(path: str | Path, schema: pa.Schema) -> pd.DataFrame:
         If it is no Parquet file, or has other columns or types.
     """
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+        rows = table.to_pandas()
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedError(
             str(path), f"not a readable Parquet file ({_first_line(error)})", "Delete it and run again"
         ) from error
@@ -191,7 +192,31 @@ def read_table(path: str | Path, schema: pa.Schema) -> pd.DataFrame:
         raise DamagedError(
             str(path), f"its columns are not those of its contract ({expected})", "Delete it and run again"
         )
-    return table.to_pandas()
+    return rows
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file that an earlier stage wrote.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    Any
+        Its value.
+
+    Raises
+    ------
+    DamagedError
+        If it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(str(path), f"not readable JSON ({_first_line(error)})", "Delete it and run again") from error
 
 
 def sha256_of(path: str | Path) -> str:
@@ -242,6 +267,8 @@ def read_records(path: str | Path) -> tuple[list[Record], list[Reject]]:
         raise InputError(str(path), "no such file", "Put it there, or correct the path in the config") from error
     except OSError as error:
         raise InputError(str(path), f"cannot be read ({error.strerror})", "Make it a readable file") from error
+    if reader is not _read_parquet and (content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content):
+        raise InputError(str(path), "not UTF-8 text: UTF-16, or binary", "Save it as UTF-8")
     records, rejects = reader(path, content)
     if not records and not rejects:
         raise InputError(str(path), "the file is empty", "Give at least one record")
@@ -302,7 +329,11 @@ def _read_jsonl(path: Path, content: bytes) -> tuple[list[Record], list[Reject]]
             continue
         try:
             fields = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            rejects.append(_reject(number, "holds half a character (an unpaired surrogate)", shown))
+            continue
+        except (ValueError, RecursionError) as error:
             rejects.append(_reject(number, f"not JSON ({_first_line(error)})", shown))
             continue
         if isinstance(fields, dict):
@@ -336,14 +367,14 @@ def _read_csv(path: Path, content: bytes) -> tuple[list[Record], list[Reject]]:
     if not header:
         return records, rejects
     while True:
-        line = reader.line_num + 1
+        line = reader.reader.line_num + 1
         try:
             fields = next(reader)
         except StopIteration:
             return records, rejects
         except csv.Error as error:
             # A quote that is never closed swallows all that follows: each line of it is lost, and counts.
-            rejects += [_reject(lost, f"not CSV ({error})", "") for lost in range(line, reader.line_num + 1)]
+            rejects += [_reject(lost, f"not CSV ({error})", "") for lost in range(line, reader.reader.line_num + 1)]
             continue
         shown = ",".join(str(value) for value in fields.values())
         if any("\udc80" <= character <= "\udcff" for character in shown):
@@ -358,8 +389,8 @@ def _read_parquet(path: Path, content: bytes) -> tuple[list[Record], list[Reject
     """Read the rows of a Parquet file."""
     try:
         rows = pq.read_table(pa.BufferReader(content)).to_pylist()
-    except pa.ArrowInvalid as error:
-        raise InputError(str(path), f"not a Parquet file ({_first_line(error)})", "Write it again") from error
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise InputError(str(path), f"not a readable Parquet file ({_first_line(error)})", "Write it again") from error
     return [Record(number, fields) for number, fields in enumerate(rows, start=1)], []
 
 

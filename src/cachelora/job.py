@@ -4,6 +4,8 @@ import faulthandler
 import logging
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ def logged(log: str | Path) -> Iterator[None]:
     """
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _end_with_snakemake()
     terminal = os.dup(sys.stderr.fileno())
     # On the level of file descriptors, so that what C++ libraries print arrives there too.
     with path.open("w", encoding="utf-8") as stream:
@@ -57,5 +60,44 @@ def logged(log: str | Path) -> Iterator[None]:
 
 
 def _tell(terminal: int, line: str) -> None:
-    """Write a line to where the job was started from."""
-    os.write(terminal, f"{line}\n".encode("utf-8", "replace"))
+    """Write a line to where the job was started from, without what a terminal would take for a command."""
+    shown = "".join(character if character.isprintable() else " " for character in line[:2000])
+    os.write(terminal, f"{shown}\n".encode("utf-8", "replace"))
+
+
+def _end_with_snakemake() -> None:
+    """End this process soon after the Snakemake that started it, which a ``kill -9`` of Snakemake alone would not do.
+
+    An orphan would go on writing while the next run works on the same files. Needs /proc; elsewhere it does nothing.
+    """
+    starter = os.getppid()
+    while starter > 1 and b"snakemake" not in {
+        Path(os.fsdecode(word)).name.encode() for word in _command_line(starter)
+    }:
+        starter = _parent(starter)
+    if starter <= 1:
+        return
+
+    def watch() -> None:
+        while Path(f"/proc/{starter}").exists():
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _command_line(pid: int) -> list[bytes]:
+    """Return the words of a process's command line; none if it cannot be read."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _parent(pid: int) -> int:
+    """Return the parent of a process; 0 if it cannot be read."""
+    try:
+        # After the name, which is in brackets and may hold anything: the state and the parent.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

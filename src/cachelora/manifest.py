@@ -114,12 +114,20 @@ def verify(folder: str | Path, required: Sequence[str] = ()) -> dict[str, Any]:
     """
     folder = Path(folder)
     path = folder / MANIFEST
+    if not folder.is_dir():
+        raise DamagedError(str(folder), "no such folder", "Correct the path, or run the workflow that makes it")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        files = {str(name): (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
+        files = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in manifest["files"].items()}
+        if not files:
+            raise ValueError("no files")
     except FileNotFoundError as error:
-        raise DamagedError(str(path), "no such file, so the folder is not finished", _REMEDY) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            str(path),
+            "no such file, so the folder is not finished",
+            "Wait for the job that writes it, or run the workflow again",
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(str(path), "it is no manifest", _REMEDY) from error
     for name in required:
         if name not in files:
@@ -167,7 +175,7 @@ def check_safetensors(path: str | Path) -> None:
             header = json.loads(stream.read(length)) if 0 < length <= min(size, 100_000_000) else None
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         promised = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise DamagedError(str(path), "its safetensors header cannot be read", _REMEDY) from error
     if promised != size:
         raise DamagedError(

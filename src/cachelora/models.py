@@ -145,7 +145,14 @@ def load_model(
         verify(adapter, ADAPTER_FILES)
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(folder), device=device, trust_remote_code=False, local_files_only=True)
+    try:
+        model = SentenceTransformer(str(folder), device=device, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            settings.source, f"it cannot be loaded ({first})", "Use a whole sentence-transformers folder"
+        ) from error
+    _check_weights_fit(model, folder, settings.source)
     if adapter is not None:
         try:
             model.load_adapter(str(adapter))
@@ -155,6 +162,23 @@ def load_model(
                 str(adapter), f"it does not fit {settings.source} ({first})", "Use the base model it was trained on"
             ) from error
     return model
+
+
+def _check_weights_fit(model: "SentenceTransformer", folder: Path, source: str) -> None:
+    """Refuse weights of another architecture: transformers would fill the gaps with random numbers and go on."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        given = list(weights.keys())
+    wanted = list(model.transformers_model.state_dict())
+    # By the ends of the names, for some files have a prefix before them; a pooler may be missing with good reason.
+    missing = [name for name in wanted if not any(found.endswith(name) for found in given)]
+    if len(missing) > len(wanted) / 2:
+        raise ModelError(
+            source,
+            f"its model.safetensors lacks {len(missing)} of the {len(wanted)} weights of its config.json",
+            "Use weights and config.json of one model",
+        )
 
 
 def encode_texts(model: "SentenceTransformer", texts: Iterable[str], batch_size: int) -> dict[str, np.ndarray]:
@@ -238,4 +262,6 @@ def save_adapter(
         temporary.write_bytes(save(named, metadata={"format": "pt"}))
     config.inference_mode = True
     config.base_model_name_or_path = base_name
+    # A set, whose order would differ from run to run.
+    config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))

@@ -28,8 +28,10 @@ def package_file(package: str, pattern: str) -> Path:
     """
     try:
         members = files(package) or []
-    except PackageNotFoundError as error:
-        raise ModelError(f"package:{package}", "this package is not installed", f"pip install {package}") from error
+    except (PackageNotFoundError, ValueError) as error:
+        raise ModelError(
+            f"package:{package}", "this package is not installed", "Install it here, as the files in requirements/ do"
+        ) from error
     found = [Path(member.locate()) for member in members if member.match(pattern)]
     if len(found) != 1:
         raise ModelError(

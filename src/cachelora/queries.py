@@ -37,17 +37,14 @@ def read_queries(path: str | Path, settings: Queries) -> tuple[list[str], list[R
     queries = []
     for record in records:
         value = record.fields.get("query")
-        query = normalise(value) if isinstance(value, str) else ""
         if "query" not in record.fields:
-            reason = f"no key 'query' (found: {', '.join(map(str, record.fields)) or 'none'})"
+            reason = f"no key 'query' (found: {(', '.join(map(str, record.fields)) or 'none')[:80]})"
         elif not isinstance(value, str):
             reason = f"'query' is {type(value).__name__}, not text"
-        elif any("\ud800" <= character <= "\udfff" for character in query):
-            reason = "'query' holds half a character (an unpaired surrogate)"
-        elif not trivial_key(query):
+        elif len(value) > settings.max_chars:
+            reason = f"'query' has {len(value)} characters, more than queries.max_chars = {settings.max_chars}"
+        elif not trivial_key(query := normalise(value)):
             reason = "'query' holds no word"
-        elif len(query) > settings.max_chars:
-            reason = f"'query' has {len(query)} characters, more than queries.max_chars = {settings.max_chars}"
         else:
             queries.append(query)
             continue
@@ -113,8 +110,9 @@ def split_groups(table: pd.DataFrame, settings: Queries, seed: int, hold_out_tes
     if validation + test >= len(ordered):
         raise InputError(
             where,
-            f"{len(ordered)} distinct queries are too few to split",
-            f"Give more than {validation + test}",
+            f"{len(ordered)} distinct queries are too few to split"
+            + (f" (queries.max_queries = {settings.max_queries})" if settings.max_queries else ""),
+            "Give more, or lower the shares under `queries`",
         )
     splits = ["validation"] * validation + ["test"] * test + ["train"] * (len(ordered) - validation - test)
     table = table.assign(split=table["group"].map(dict(zip(ordered, splits, strict=True))))

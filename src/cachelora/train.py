@@ -23,7 +23,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-from transformers import TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from cachelora.config import Train
 from cachelora.errors import TrainingError
@@ -94,6 +94,8 @@ def train_adapter(
             evaluator=validation,
             callbacks=[collator.epoch_callback(), best, LossCheck()],
         )
+        # It prints what LossCheck and BestCheckpoint log.
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     best.restore()
     save_adapter(_adapter_state(model), model.transformers_model.peft_config["default"], base_name, folder)

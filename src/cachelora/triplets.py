@@ -121,13 +121,15 @@ def drop_test_copies(
     return kept, +Counter({"group: holds a test text or a near copy of one": len(leaking)})
 
 
-def make_triplets(groups: list[Group], where: str) -> pd.DataFrame:
+def make_triplets(groups: list[Group], dropped: Counter[str], where: str) -> pd.DataFrame:
     """Make the rows that training and validation read.
 
     Parameters
     ----------
     groups : list of Group
         Groups for training and validation.
+    dropped : Counter
+        What was dropped before, by reason, for the message.
     where : str
         The file that the domain's queries came from, for the message.
 
@@ -156,8 +158,11 @@ def make_triplets(groups: list[Group], where: str) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=TRIPLETS.names)
     for split in ("train", "validation"):
         if not (table["split"] == split).any():
+            reasons = ", ".join(f"{reason} ({number})" for reason, number in dropped.most_common(3)) or "nothing"
             raise InputError(
-                where, f"no group is left in the {split} split", "See the data card for what was dropped, or give more"
+                where,
+                f"no group is left in the {split} split; dropped: {reasons}",
+                "Give more queries, or a better LLM",
             )
     return table
 

@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +81,27 @@ def test_any_other_error_leaves_its_traceback_in_the_log(tmp_path):
     assert result.stderr.startswith("ERROR ZeroDivisionError: division by zero")
     assert result.stderr.count("\n") == 1
     assert "Traceback" in log
+
+
+def test_a_job_ends_with_the_snakemake_that_started_it(tmp_path):
+    """A process called snakemake is killed; the job that it started through a shell must not go on."""
+    (tmp_path / "job.py").write_text(
+        "import os, time\nfrom pathlib import Path\nfrom cachelora.job import logged\n"
+        f"with logged({str(tmp_path / 'job.log')!r}):\n"
+        f"    Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n    time.sleep(60)\n"
+    )
+    starter = tmp_path / "snakemake"
+    starter.write_text(
+        f"import subprocess\nsubprocess.run({f'true; {sys.executable} {tmp_path}/job.py; true'!r}, shell=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, starter])
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    job = Path("/proc") / (tmp_path / "pid").read_text()
+    process.kill()
+    process.wait()
+    while job.exists() and "Z" not in (job / "stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, "the job goes on without its snakemake"
+        time.sleep(0.1)

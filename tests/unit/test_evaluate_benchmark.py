@@ -70,6 +70,7 @@ def test_relative_change_only_where_the_base_margin_is_surely_positive():
 
 def test_kinds_are_measured_apart_and_add_up():
     results = measure(*[scores([0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4])] * 2, SETTINGS, 1)
+    assert all(row["low"] is None and row["change_high"] is None for row in results)
     assert found(results, "margin", "aspect")["value"] == pytest.approx(0.6)
     assert found(results, "margin", "topic")["value"] == pytest.approx(0.4)
     assert found(results, "margin")["value"] == pytest.approx(0.5)
@@ -100,8 +101,9 @@ def test_markdown_shows_models_changes_and_published_numbers_marked_as_such(tabl
     published = read_published(ROOT / "config/published.yaml")
     text = benchmark_markdown(table, published, 0.95, 0.05)
     assert "## law (40 triplets), base model b" in text
-    row = next(line for line in text.splitlines() if line.startswith("| law "))
-    assert "+0.100 [+0.100, +0.100]*" in row
+    overview, _, detail, *_ = (line for line in text.splitlines() if line.startswith("| law "))
+    assert overview == "| law     | +0.100 [+0.100, +0.100]* |"
+    assert "| +0.100 [+0.100, +0.100]*" in detail
     below = text.split("Published for law, not measured here:")[1]
     assert "| 0.4942        | 0.6270   | +26.9%" in below
     assert "0.2415" not in text

@@ -25,14 +25,28 @@ def test_each_format_gives_the_same_records(tmp_path):
 
 def test_rejects_name_line_and_reason(tmp_path):
     path = tmp_path / "q.jsonl"
-    path.write_bytes(b'{"query": "ok"}\n\n{broken\n[1]\n{"query": "caf\xe9"}\n')
+    path.write_bytes(
+        b'{"query": "ok"}\n\n{broken\n[1]\n{"query": "caf\xe9"}\n{"n": ' + b"9" * 5000 + b'}\n{"a": "\\ud800"}\n'
+    )
     records, rejects = read_records(path)
     assert [record.line for record in records] == [1]
     assert [(reject.line, reject.reason.split(" (")[0]) for reject in rejects] == [
         (3, "not JSON"),
         (4, "not a JSON object"),
         (5, "not UTF-8"),
+        (6, "not JSON"),
+        (7, "holds half a character"),
     ]
+
+
+def test_a_flipped_byte_in_a_table_is_found(tmp_path):
+    table = pd.DataFrame([[str(i), f"anchor {i}", "b", "c", "topic", "g"] for i in range(500)], columns=TESTSET.names)
+    write_table(tmp_path / "t.parquet", table, TESTSET)
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    content[len(content) // 3] ^= 1
+    (tmp_path / "t.parquet").write_bytes(content)
+    with pytest.raises(DamagedError, match="not a readable Parquet file"):
+        read_table(tmp_path / "t.parquet", TESTSET)
 
 
 def test_csv_rejects_name_line_and_reason(tmp_path):
@@ -73,7 +87,14 @@ def test_any_bytes_give_records_or_an_input_error(tmp_path_factory, content, suf
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("absent.jsonl", None, "no such file"), ("empty.jsonl", b"", "empty"), ("q.xlsx", b"x", "unknown format '.xlsx'")],
+    [
+        ("absent.jsonl", None, "no such file"),
+        ("utf16.txt", "what".encode("utf-16"), "UTF-16"),
+        ("nul.csv", b"query\na\0b\n", "binary"),
+        ("cut.parquet", b"PAR1abcPAR1", "not a readable Parquet file"),
+        ("empty.jsonl", b"", "empty"),
+        ("q.xlsx", b"x", "unknown format '.xlsx'"),
+    ],
 )
 def test_files_that_cannot_be_read_are_refused(tmp_path, name, content, message):
     path = tmp_path / name

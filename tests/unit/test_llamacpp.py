@@ -55,7 +55,7 @@ def test_a_query_that_does_not_fit_into_the_context_is_refused_and_not_fatal(eng
     ("changes", "message"),
     [
         ({"model": "no/such.gguf"}, r"no/such\.gguf.*no such file"),
-        ({"model": "package:no-such-package"}, "pip install no-such-package"),
+        ({"model": "package:no-such-package"}, "this package is not installed"),
         ({"model": "package:xllamacpp"}, r"holds 0 files of the form \*\.gguf"),
         ({"sha256": "0" * 64}, "its SHA-256 is"),
     ],

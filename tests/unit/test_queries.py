@@ -26,7 +26,7 @@ def test_bad_records_are_set_aside_with_their_reasons(tmp_path):
         (3, "'query' is int, not text"),
         (4, "'query' holds no word"),
         (5, "'query' has 30 characters, more than queries.max_chars = 20"),
-        (7, "'query' holds half a character (an unpaired surrogate)"),
+        (7, "holds half a character (an unpaired surrogate)"),
     ]
     write_rejects(tmp_path / "rejects.jsonl", rejects)
     assert len((tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()) == 5
@@ -72,5 +72,5 @@ def test_max_queries_draws_whole_groups():
 
 
 def test_too_few_queries_are_refused():
-    with pytest.raises(InputError, match="q: 1 distinct queries are too few to split"):
+    with pytest.raises(InputError, match="q: 1 distinct queries are too few to split\\. Give more"):
         split_groups(group_queries(["one", "ONE?"]), Queries(), 1, False, "q")

@@ -39,7 +39,7 @@ def test_grouping_is_that_of_seed_003():
     # The document's own numbers: each query with 3 paraphrases and 2 negatives.
     table = queries_table(QUERIES)
     groups, dropped = make_groups(table, written_for(table, 3, 2))
-    triplets = make_triplets(groups, "q")
+    triplets = make_triplets(groups, dropped, "q")
     assert dropped == Counter()
     assert len(triplets) == 30
     assert sum(len(row.negatives) for row in triplets.itertuples()) == 60
@@ -113,15 +113,18 @@ def test_nothing_left_is_an_error_that_names_the_file():
     table = queries_table(QUERIES)
     groups, _ = make_groups(table, written_for(table))
     train_only = [group for group in groups if group.split == "train"]
-    with pytest.raises(InputError, match=r"data/q\.jsonl: no group is left in the validation split"):
-        make_triplets(train_only, "data/q.jsonl")
+    with pytest.raises(
+        InputError,
+        match=r"data/q\.jsonl: no group is left in the validation split; dropped: group: no paraphrase \(7\)",
+    ):
+        make_triplets(train_only, Counter({"group: no paraphrase": 7}), "data/q.jsonl")
 
 
 def test_data_card_counts_and_shows_no_text():
     table = queries_table([*QUERIES, "<script>alert(1)</script>"])
     augmented = written_for(table)
     groups, dropped = make_groups(table, augmented)
-    card = data_card("x", table, augmented, make_triplets(groups, "q"), dropped + Counter({"some reason": 3}))
+    card = data_card("x", table, augmented, make_triplets(groups, dropped, "q"), dropped + Counter({"some reason": 3}))
     assert "* groups: 11" in card
     assert "* paraphrases written: 22" in card
     assert "* aspect: 11" in card

@@ -19,7 +19,9 @@ DOMAINS = ("law", "medical", "programming", "psychology")
 
 def journal_lines(workflow):
     return [
-        line for path in workflow.folder.rglob("state/augment/*/*.jsonl") for line in path.read_bytes().splitlines()
+        line
+        for path in (workflow.folder / "results/llamacpp").glob("state/augment/*/*.jsonl")
+        for line in path.read_bytes().splitlines()
     ]
 
 
@@ -38,7 +40,7 @@ def test_a_killed_augmentation_goes_on_where_it_was(workflow):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     # A reply that was cut off in writing.
-    journal = next(workflow.folder.rglob("state/augment/*/*.jsonl"))
+    journal = next((workflow.folder / "results/llamacpp").glob("state/augment/*/*.jsonl"))
     journal.write_bytes(journal.read_bytes() + b'{"query_id": "00')
     kept = len(journal_lines(workflow)) - 1
     assert 3 <= kept < 24

@@ -56,10 +56,12 @@ rule augment_llamacpp:
         or wildcards.domain,
         seed=settings.seed,
         # Not an output: what the LLM has written must survive a failed or killed job.
-        journal="<results>/state/augment",
+        journal=lambda wildcards, output: str(
+            Path(output.table).parents[2] / "state/augment"
+        ),
         code=stage_code("augment"),
     message:
-        "Augmenting {wildcards.domain}, shard {wildcards.shard}, with llama.cpp."
+        "Augmenting {wildcards.domain}, shard {wildcards.shard}, with llama.cpp (progress: {log})."
     script:
         "../scripts/augment.py"
 

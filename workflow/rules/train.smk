@@ -24,6 +24,6 @@ rule train:
         seed=settings.seed,
         code=stage_code("train"),
     message:
-        "Training the adapter {wildcards.model} on {wildcards.base}."
+        "Training the adapter {wildcards.model} on {wildcards.base} (progress: {log})."
     script:
         "../scripts/train.py"

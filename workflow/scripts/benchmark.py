@@ -1,12 +1,10 @@
 """Put all evaluations into one table."""
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cachelora.benchmark import benchmark_markdown, benchmark_table, read_published
 from cachelora.config import Evaluate
-from cachelora.files import replacing, write_text
+from cachelora.files import read_json, replacing, write_text
 from cachelora.job import logged
 
 if TYPE_CHECKING:
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 if __name__ == "__main__":
     with logged(snakemake.log[0]):
         settings = Evaluate(**snakemake.params.settings)
-        evaluations = [json.loads(Path(path).read_text(encoding="utf-8")) for path in snakemake.input.evaluations]
+        evaluations = [read_json(path) for path in snakemake.input.evaluations]
         published = read_published(snakemake.input.published)
         table = benchmark_table(evaluations, published)
         with replacing(snakemake.output.csv) as temporary:

@@ -20,7 +20,7 @@ if __name__ == "__main__":
         testsets = [read_table(path, TESTSET) for path in snakemake.input.testsets]
         groups, unusable = make_groups(queries[queries["split"] != "test"], augmented)
         groups, leaking = drop_test_copies(groups, testsets, settings.near_copy)
-        table = make_triplets(groups, snakemake.params.source)
+        table = make_triplets(groups, unusable + leaking, snakemake.params.source)
         card = data_card(snakemake.wildcards.domain, queries, augmented, table, unusable + leaking)
         logging.info("%s", card)
         write_text(snakemake.output.card, card)

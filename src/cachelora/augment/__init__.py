@@ -155,6 +155,8 @@ def augmented_table(
             where,
             f"{len(failures)} of {total} queries failed, more than augment.max_failed_share = "
             f"{settings.max_failed_share:g} allows ({shown}); first: {failures[0].query_id}",
-            "Use a stronger model, ask for less, or raise that share",
+            "Mend the recording: each record needs `paraphrases` and `negatives`"
+            if engine_type == Recorded.type
+            else "Use a stronger model, ask for less, or raise that share",
         )
     return pd.DataFrame(rows, columns=AUGMENTED.names)

@@ -47,7 +47,9 @@ class LlamaCpp:
             import xllamacpp
         except ImportError as error:
             raise EngineError(
-                "engine llamacpp", "the package xllamacpp is not installed", "pip install -r requirements/llamacpp.txt"
+                "engine llamacpp",
+                "the package xllamacpp is not installed here",
+                "Install it with: .venv/bin/pip install -r requirements/llamacpp.txt",
             ) from error
         path = _gguf_file(settings)
         self.model = path.name
