@@ -77,7 +77,7 @@ GOOD = json.dumps({"query": "what is a tort"})
         ("q.jsonl", b'{"question": "x"}\n', r"ERROR q\.jsonl, line 1: no key 'query' \(found: question\)"),
         ("q.jsonl", b'{"query": "caf\xe9"}\n', r"ERROR q\.jsonl, line 1: not UTF-8"),
         ("q.csv", b"question\nwhat is x\n", r"ERROR q\.csv, line 2: no key 'query' \(found: question\)"),
-        ("q.parquet", b"PAR0", r"ERROR q\.parquet: not a Parquet file"),
+        ("q.parquet", b"PAR0", r"ERROR q\.parquet: not a readable Parquet file"),
         ("q.docx", b"x", r"ERROR q\.docx: unknown format '\.docx'\. Use one of \.csv, \.jsonl"),
     ],
 )  # fmt: skip
