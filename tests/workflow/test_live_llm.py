@@ -58,11 +58,12 @@ def test_a_killed_augmentation_goes_on_where_it_was(workflow):
         queries = pd.read_parquet(workflow.folder / f"results/llamacpp/queries/{domain}.parquet")
         table = pd.read_parquet(workflow.folder / target)
         assert len(queries) == 6
-        written = {
-            reply["query_id"]: len(reply["texts"]) for reply in replies if reply["query_id"] in set(queries["query_id"])
-        }
-        assert len(written) == 6
-        assert table.groupby("query_id").size().to_dict() == {name: n for name, n in written.items() if n}
+        mine = [reply for reply in replies if reply["query_id"] in set(queries["query_id"])]
+        assert len(mine) == 6
+        # The model always keeps to the schema unless a reply is cut; what it says is refused or kept text by text.
+        written = {reply["query_id"]: sum(len(texts or []) for texts in reply["replied"].values()) for reply in mine}
+        assert 0 < len(table) <= sum(written.values()) <= 24
+        assert set(table["query_id"]) <= set(written)
         assert set(table["engine"]) == {"llamacpp"}
         assert set(table["model"]) == {"SmolLM2-135M-Instruct.Q4_1.gguf"}
     assert workflow.planned(*targets, *PRESET) == set()
