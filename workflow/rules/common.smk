@@ -8,6 +8,12 @@ from cachelora.code import code_digest
 from cachelora.config import parse as parse_config
 from cachelora.errors import CacheloraError, InputError
 
+
+def local_file(path):
+    """Return a model file as an input if the config names one, none for packages and hubs."""
+    return [] if path.startswith(("package:", "hub:")) else path
+
+
 try:
     settings = parse_config(config)
     # Said now, not when the first job needs it. With a storage plugin the inputs need not lie on this machine.
@@ -22,18 +28,16 @@ try:
                         "Put it there, or correct the path",
                     )
             engine = settings.engine_of(domain)
-            if engine.type == "llamacpp" and not Path(engine.model).is_file():
-                if not engine.model.startswith("package:"):
+            if engine.type == "llamacpp" and local_file(engine.model):
+                if not Path(engine.model).is_file():
                     raise InputError(
                         f"engines.{settings.domains[domain].engine or settings.augment.engine}.model",
                         f"no such file: {engine.model}",
                         "Put the GGUF file there, or correct the path",
                     )
         for base, source in settings.base_models.items():
-            if (
-                not source.source.startswith(("package:", "hub:"))
-                and not Path(source.source, "model.safetensors").is_file()
-            ):
+            weights = Path(source.source, "model.safetensors")
+            if local_file(source.source) and not weights.is_file():
                 raise InputError(
                     f"base_models.{base}.source",
                     f"no model.safetensors in {source.source}",
@@ -42,8 +46,12 @@ try:
 except CacheloraError as error:
     raise WorkflowError(str(error)) from None
 
-WEIGHTS = "adapter_model.safetensors"
-MODEL_FILES = (WEIGHTS, "adapter_config.json", "metrics.json", "manifest.json")
+MODEL_FILES = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "metrics.json",
+    "manifest.json",
+)
 
 
 def alternatives(names):
@@ -63,11 +71,6 @@ def domains_with(engine_type):
 def section(name):
     """Return one part of the configuration with its defaults, as params hold it."""
     return getattr(settings, name).model_dump(mode="json")
-
-
-def local_file(path):
-    """Return a model file as an input if the config names one, none for packages and hubs."""
-    return [] if path.startswith(("package:", "hub:")) else path
 
 
 def base_weights(wildcards):
