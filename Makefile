@@ -1,4 +1,4 @@
-# make demo: the benchmark table from nothing · make test · make lint · make clean
+# make demo: the benchmark table from nothing · make test · make data-check: the corpora · make lint · make clean
 # Needs Python 3.11 or newer with venv and pip. Everything is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test data-check lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/snakemake --cores all
@@ -20,6 +20,9 @@ demo: .venv/demo.stamp
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest
+
+data-check: .venv/demo.stamp
+	$(BIN)/cachelora data-check
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -158,7 +158,8 @@ def benchmark_markdown(
     for (base, test_set), rows in overall.groupby(["base_model", "test_set"], sort=False):
         n = int(rows["n"].iloc[0])
         size = "1 triplet" if n == 1 else f"{n} triplets"
-        sections += [f"## {test_set} ({size}), base model {base}", _model_table(rows)]
+        version = rows["test_version"].iloc[0]
+        sections += [f"## {test_set} ({size}, {version}), base model {base}", _model_table(rows)]
         beside = [entry for entry in published if entry.domain == test_set]
         if beside:
             sections += [f"Published for {test_set}, not measured here:", _published_table(beside)]

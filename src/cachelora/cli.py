@@ -28,6 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verify.add_argument("folder", nargs="+", help="a folder under results/models or results/deploy")
     reference = commands.add_parser("reference", help="print a page that is written from the code")
     reference.add_argument("page", choices=("schema", "config", "contracts"))
+    check = commands.add_parser("data-check", help="check queries, recordings and test sets")
+    check.add_argument("--configfile", default="config/domains.yaml", help="the configuration that names the files")
+    check.add_argument(
+        "--freeze", action="store_true", help="first write the lock: changed test sets get a new version"
+    )
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "verify":
@@ -35,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             for folder in chosen.folder:
                 print(f"{folder}: {len(verify_folder(folder)['files'])} files as the manifest says")
+        elif chosen.command == "data-check":
+            return _data_check(chosen.configfile, chosen.freeze)
         else:
             from cachelora.config import json_schema
             from cachelora.reference import config_reference, contracts_reference
@@ -45,3 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ERROR {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _data_check(configfile: str, freeze: bool) -> int:
+    """Print the report on the corpora; return 1 if it found a problem."""
+    from cachelora.config import read_config
+    from cachelora.datacheck import check_corpora
+    from cachelora.datacheck import freeze as freeze_testsets
+    from cachelora.models import load_model
+
+    config = read_config(configfile)
+    if freeze:
+        for change in freeze_testsets(config) or ["nothing to freeze: every test set is as it was"]:
+            print(change, file=sys.stderr)
+    report = check_corpora(config, load_model(next(iter(config.base_models.values())), None))
+    print(report.markdown(), end="")
+    return 1 if report.problems else 0

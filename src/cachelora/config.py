@@ -2,13 +2,15 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cachelora.errors import ConfigError
 
-RESERVED_NAMES = ("base", "joint", "general")
+RESERVED_NAMES = ("base", "joint")
 """Model ids that the workflow gives itself; no domain and no merge may take them."""
 
 
@@ -68,6 +70,11 @@ class Domain(_Section):
     )
     engine: str | None = Field(None, description="The engine for this domain; default: `augment.engine`.")
     field: str | None = Field(None, description="What prompts call the domain, for example 'tenancy law'.")
+    adapter: bool = Field(
+        True,
+        description="Whether it gets an adapter of its own and takes part in merges. With false its triplets go into "
+        "`joint` only, as those of queries of no domain that keep a model from forgetting.",
+    )
 
 
 class Queries(_Section):
@@ -120,6 +127,22 @@ class Augment(_Section):
     shards: int = Field(1, ge=1, description="Jobs that a domain's queries are divided into, by a hash of the query.")
     max_chars: int = Field(400, ge=1, description="Longer replies are refused.")
     max_failed_share: Share = Field(0.2, description="Stop a shard when a larger share of its queries fails.")
+
+
+class Testset(_Section):
+    """How test sets are frozen and divided."""
+
+    lock: str | None = Field(
+        None,
+        description="JSON file with the version and SHA-256 of frozen test sets; one that differs from it is refused. "
+        "Written by `cachelora data-check --freeze`.",
+    )
+    calibration_share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of the groups whose pairs are for choosing thresholds; the rest is tested on.",
+    )
 
 
 class Triplets(_Section):
@@ -195,6 +218,7 @@ class Config(_Section):
     queries: Queries = Queries()
     engines: dict[Name, Engine] = Field(min_length=1, description="The LLM engines that domains may use.")
     augment: Augment = Augment()
+    testset: Testset = Testset()
     triplets: Triplets = Triplets()
     train: Train = Train()
     merges: dict[FreeName, Merge] = Field({}, description="The weight merges; each becomes a model of its name.")
@@ -219,13 +243,20 @@ class Config(_Section):
                     f"missing, and engine '{name}' replays a recording",
                     "Name a recording, or set `engine` to one that asks an LLM (README, 'Your own LLM')",
                 )
+        if not self.adapter_domains:
+            raise ConfigError("domains", "none of them gets an adapter", "Leave `adapter` out of one of them")
         for name in self.merges:
             if name in self.domains:
                 raise ConfigError(f"merges.{name}", "there is a domain of this name", "Rename one of the two")
-        models = [*self.domains, "joint", *self.merges]
+        models = [*self.adapter_domains, "joint", *self.merges]
         if self.deploy.model not in models:
             raise ConfigError("deploy.model", f"unknown model '{self.deploy.model}'", f"Use one of {_listed(models)}")
         return self
+
+    @property
+    def adapter_domains(self) -> list[str]:
+        """The domains that get an adapter of their own."""
+        return [name for name, domain in self.domains.items() if domain.adapter]
 
     def engine_of(self, domain: str) -> RecordedEngine | LlamaCppEngine:
         """Return the settings of the engine that a domain uses.
@@ -270,6 +301,36 @@ def parse(config: dict[str, Any]) -> Config:
         return Config.model_validate(config)
     except ValidationError as error:
         raise _config_error(error) from None
+
+
+def read_config(path: str | Path) -> Config:
+    """Read a configuration file on its own, without overlays.
+
+    Parameters
+    ----------
+    path : str or Path
+        The YAML file.
+
+    Returns
+    -------
+    Config
+        The checked configuration.
+
+    Raises
+    ------
+    ConfigError
+        If it is missing or not YAML, or as :func:`parse`.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(str(path), "no such file", "Correct the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).strip().replace("\n", " ")[:160]
+        raise ConfigError(str(path), f"it is not YAML ({first})", "Correct it") from error
+    if not isinstance(content, dict):
+        raise ConfigError(str(path), "it holds no keys", "Compare with the shipped file")
+    return parse(content)
 
 
 def json_schema() -> str:

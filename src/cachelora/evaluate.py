@@ -57,11 +57,10 @@ def measure(scores: pd.DataFrame, base_scores: pd.DataFrame, settings: Evaluate,
     Returns
     -------
     list of dict
-        For each test set, kind (``all`` first) and metric: test_set, kind, metric, n (triplets), groups, value, low,
-        high, change, change_low, change_high, and relative_change with its interval where the base model's margin
-        lies above zero with its whole interval (None elsewhere). Intervals are None where there are fewer than
-        :data:`MIN_GROUPS` groups. Changes are paired: one bootstrap draw serves both
-        models.
+        For each test set, kind (``all`` first) and metric: test_set, test_version, kind, metric, n (triplets), groups,
+        value, low, high, change, change_low, change_high, and relative_change with its interval where the base model's
+        margin lies above zero with its whole interval (None elsewhere). Intervals are None where there are fewer than
+        :data:`MIN_GROUPS` groups. Changes are paired: one bootstrap draw serves both models.
 
     Raises
     ------
@@ -75,7 +74,8 @@ def measure(scores: pd.DataFrame, base_scores: pd.DataFrame, settings: Evaluate,
         for kind in (ALL_KINDS, *KINDS):
             chosen = (scores["test_set"] == test_set) & ((scores["kind"] == kind) | (kind == ALL_KINDS))
             if chosen.any():
-                place = {"test_set": test_set, "kind": kind}
+                version = scores["test_version"][chosen].iloc[0]
+                place = {"test_set": test_set, "test_version": version, "kind": kind}
                 results += [place | row for row in _measure_set(scores[chosen], base_scores[chosen], settings, seed)]
     return results
 

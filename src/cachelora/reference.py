@@ -28,6 +28,7 @@ _CONTRACTS = {
     "results/queries/{domain}.parquet": schemas.QUERIES,
     "results/augmented/{domain}.parquet": schemas.AUGMENTED,
     "results/testset/{domain}.parquet": schemas.TESTSET,
+    "results/testset/{domain}.pairs.parquet": schemas.PAIRS,
     "results/triplets/{domain}.parquet": schemas.TRIPLETS,
     "results/evaluation/{base}/{model}.parquet": schemas.SCORES,
 }

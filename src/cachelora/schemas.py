@@ -57,13 +57,27 @@ TESTSET = pa.schema(
         _field("positive", pa.string(), "an answer-equivalent query"),
         _field("negative", pa.string(), "a look-alike that needs another answer"),
         _field("kind", pa.string(), "how the negative differs"),
-        _field("group", pa.string(), "triplets of one group are not independent of one another"),
+        _field("group", pa.string(), "shared by triplets that share a text: they are not independent of one another"),
+        _field("test_version", pa.string(), "version of the test set: frozen as v1, v2 ...; else what it was made of"),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        _field("pair_id", pa.string(), "digest of the two texts"),
+        _field("query", pa.string(), "the anchor of the triplet that the pair comes from"),
+        _field("other", pa.string(), "its positive or its negative"),
+        _field("same_answer", pa.bool_(), "whether one answer serves both: true for the positive"),
+        _field("kind", pa.string(), "paraphrase, or the kind of the negative"),
+        _field("group", pa.string(), "the group of the triplet"),
+        _field("part", pa.string(), "calibration (thresholds are chosen on it) or test; one for a whole group"),
     ]
 )
 
 SCORES = pa.schema(
     [
         _field("test_set", pa.string(), "the domain whose test set holds the triplet"),
+        _field("test_version", pa.string(), "version of that test set"),
         _field("test_id", pa.string(), "the triplet"),
         _field("kind", pa.string(), "how its negative differs"),
         _field("group", pa.string(), "its group"),

@@ -1,19 +1,104 @@
-"""Stage `testset`: held-out triplets, from a file or from the test split of a domain without one."""
+"""Stage `testset`: held-out triplets, from a file or from the test split of a domain without one.
 
+Test sets that a project means to keep are frozen: a lock file holds version and SHA-256 of each, and a set that differs
+from it is refused.
+"""
+
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cachelora.errors import InputError
-from cachelora.files import Reject, check_reject_share, read_records
-from cachelora.schemas import KINDS, TESTSET
+from cachelora.files import Reject, check_reject_share, read_records, sha256_of
+from cachelora.schemas import KINDS, PAIRS, PARAPHRASE, TESTSET
 from cachelora.text import digest, normalise, trivial_key
 from cachelora.triplets import Group
 
 TEXTS = ("anchor", "positive", "negative")
+HELD_OUT = "held out"
+"""The version of a test set that was held out from a domain's own queries."""
 
 
-def read_testset(path: str | Path, max_reject_share: float) -> tuple[pd.DataFrame, list[Reject]]:
+class Frozen(BaseModel):
+    """What the lock says of one test set.
+
+    Attributes
+    ----------
+    version : int
+        Raised whenever its content changes.
+    sha256 : str
+        Of the file.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def read_lock(path: str | Path) -> dict[str, Frozen]:
+    """Read the lock of the frozen test sets.
+
+    Parameters
+    ----------
+    path : str or Path
+        JSON: an object for each test file, by its path.
+
+    Returns
+    -------
+    dict of str to Frozen
+        By path.
+
+    Raises
+    ------
+    InputError
+        If it is missing or not of that form.
+    """
+    try:
+        return TypeAdapter(dict[str, Frozen]).validate_json(Path(path).read_bytes())
+    except (OSError, ValidationError) as error:
+        first = "no such file" if isinstance(error, FileNotFoundError) else "it is no lock of test sets"
+        raise InputError(str(path), first, "Restore it, or write it with: cachelora data-check --freeze") from error
+
+
+def frozen_version(path: str | Path, frozen: Frozen | None) -> str:
+    """Return the version of a test file, and refuse one that is not what was frozen.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    frozen : Frozen or None
+        What the lock says of it; None if it is not in the lock.
+
+    Returns
+    -------
+    str
+        ``v1``, ``v2`` ... of a frozen file; of any other the beginning of its SHA-256.
+
+    Raises
+    ------
+    InputError
+        If the file is not the one that was frozen.
+    """
+    found = sha256_of(path)
+    if frozen is None:
+        return f"sha256:{found[:12]}"
+    if found != frozen.sha256:
+        raise InputError(
+            str(path),
+            f"it is not the version {frozen.version} that was frozen (its SHA-256 is {found})",
+            "Restore it, or freeze the change as the next version: cachelora data-check --freeze",
+        )
+    return f"v{frozen.version}"
+
+
+def read_testset(path: str | Path, max_reject_share: float, version: str) -> tuple[pd.DataFrame, list[Reject]]:
     """Read a file of held-out triplets.
 
     Parameters
@@ -22,11 +107,14 @@ def read_testset(path: str | Path, max_reject_share: float) -> tuple[pd.DataFram
         JSON lines with ``anchor``, ``positive``, ``negative`` and ``kind``.
     max_reject_share : float
         Largest share of bad records, in [0, 1].
+    version : str
+        The version of the test set, as :func:`frozen_version` gives it.
 
     Returns
     -------
     table : pandas.DataFrame
-        The rows, in the columns of :data:`cachelora.schemas.TESTSET`. Triplets with the same anchor share a group.
+        The rows, in the columns of :data:`cachelora.schemas.TESTSET`. Triplets that share a text, directly or through
+        others, share a group.
     rejects : list of Reject
         What was set aside, by line.
 
@@ -52,12 +140,30 @@ def read_testset(path: str | Path, max_reject_share: float) -> tuple[pd.DataFram
         elif test_id in rows:
             reason = "the same triplet stands above"
         else:
-            rows[test_id] = (test_id, *texts.values(), kind, digest(trivial_key(texts["anchor"])))
+            rows[test_id] = (test_id, *texts.values(), kind)
             continue
         rejects.append(Reject(record.line, reason, str(record.fields)[:200]))
     rejects.sort(key=lambda reject: reject.line)
     check_reject_share(path, len(rows), rejects, max_reject_share, "queries.max_reject_share")
-    return pd.DataFrame(list(rows.values()), columns=TESTSET.names), rejects
+    table = pd.DataFrame(list(rows.values()), columns=["test_id", *TEXTS, "kind"])
+    groups = _connected([[trivial_key(row[name]) for name in TEXTS] for row in table.to_dict("records")])
+    return table.assign(group=groups, test_version=version)[TESTSET.names], rejects
+
+
+def _connected(texts: Sequence[Sequence[str]]) -> list[str]:
+    """Give each row of texts the digest of its component's first text; rows that share a text are connected."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    names = {text: number for number, text in enumerate(dict.fromkeys(text for row in texts for text in row))}
+    pairs = [(names[row[0]], names[text]) for row in texts for text in row]
+    ones = np.ones(len(pairs), dtype=bool)
+    graph = coo_array((ones, tuple(zip(*pairs, strict=True))), shape=(len(names), len(names)))
+    _, component = connected_components(graph, directed=False)
+    first: dict[int, str] = {}
+    for text, number in names.items():
+        first[component[number]] = min(text, first.get(component[number], text))
+    return [digest(first[component[names[row[0]]]]) for row in texts]
 
 
 def testset_from_groups(groups: list[Group], where: str) -> pd.DataFrame:
@@ -86,7 +192,37 @@ def testset_from_groups(groups: list[Group], where: str) -> pd.DataFrame:
         for number, (kind, negative) in enumerate(group.negatives):
             positive = group.paraphrases[number % len(group.paraphrases)]
             test_id = digest("\n".join((group.query, positive, negative)))
-            rows.append((test_id, group.query, positive, negative, kind, group.group))
+            rows.append((test_id, group.query, positive, negative, kind, group.group, HELD_OUT))
     if not rows:
         raise InputError(where, "no triplet is left in the test split", "Give more queries, or a test file")
     return pd.DataFrame(rows, columns=TESTSET.names)
+
+
+def make_pairs(triplets: pd.DataFrame, calibration_share: float, seed: int) -> pd.DataFrame:
+    """Make labelled pairs of a test set, for choosing a threshold and for testing it.
+
+    The groups are ordered by a hash of seed and group; the first go into the calibration part. No text stands in both.
+
+    Parameters
+    ----------
+    triplets : pandas.DataFrame
+        In the columns of :data:`cachelora.schemas.TESTSET`.
+    calibration_share : float
+        Share of the groups in the calibration part, in (0, 1).
+    seed : int
+        Seed of the draw.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The distinct pairs, in the columns of :data:`cachelora.schemas.PAIRS`.
+    """
+    ordered = sorted(triplets["group"].unique(), key=lambda group: digest(f"{seed} {group}"))
+    calibration = set(ordered[: math.ceil(calibration_share * len(ordered))])
+    rows = {}
+    for row in triplets.itertuples():
+        part = "calibration" if row.group in calibration else "test"
+        for other, kind in ((row.positive, PARAPHRASE), (row.negative, row.kind)):
+            pair_id = digest(f"{row.anchor}\n{other}")
+            rows.setdefault(pair_id, (pair_id, row.anchor, other, kind == PARAPHRASE, kind, row.group, part))
+    return pd.DataFrame(list(rows.values()), columns=PAIRS.names)

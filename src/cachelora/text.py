@@ -1,6 +1,7 @@
 """Normal forms, identities and near copies of query texts."""
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -8,6 +9,13 @@ import numpy as np
 
 # Marks that carry no meaning at the edge of a word. Signs that do are not in it: c++, c#, -1, .net, 50%, $5.
 _EDGE_MARKS = "?!,;:\"'()[]{}…‘’“”«»¿¡"  # noqa: RUF001
+
+# fmt: off
+_MEANINGFUL_STOP_WORDS = frozenset((
+    "above", "after", "before", "below", "cannot", "down", "during", "except", "first", "last", "least", "less", "more",
+    "never", "no", "none", "not", "off", "only", "out", "over", "under", "until", "up", "without",
+))
+# fmt: on
 
 
 def normalise(text: str) -> str:
@@ -44,6 +52,30 @@ def trivial_key(text: str) -> str:
     return " ".join(bare for word in words if (bare := word.lstrip(_EDGE_MARKS).rstrip(_EDGE_MARKS + ".")))
 
 
+def content_words(text: str) -> set[str]:
+    """Return the stems of the words of a text that carry its content.
+
+    Parameters
+    ----------
+    text : str
+        An English text.
+
+    Returns
+    -------
+    set of str
+        Stems (Snowball's English stemmer) of its words and numbers but for scikit-learn's English stop words; those
+        that negate or give a direction, such as "without" or "before", count as content.
+    """
+    # Imported here: only the check of the corpora needs them.
+    import snowballstemmer
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    plain = re.sub(r"['’](s|m|d|ll|re|ve)\b", "", re.sub(r"n['’]t\b", " not", trivial_key(text)))  # noqa: RUF001
+    words = re.findall(r"[^\W_]+(?:[.,][^\W_]+)*[+#%]*", plain)
+    stop_words = ENGLISH_STOP_WORDS - _MEANINGFUL_STOP_WORDS
+    return set(snowballstemmer.stemmer("english").stemWords([word for word in words if word not in stop_words]))
+
+
 def digest(text: str) -> str:
     """Return 16 hexadecimal digits that identify a text.
 
@@ -60,8 +92,8 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def near_copies(texts: Sequence[str], references: Sequence[str], threshold: float) -> np.ndarray:
-    """Say which texts are copies, or nearly, of one of the references.
+def near_copies(texts: Sequence[str], references: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
+    """Find the texts that are copies, or nearly, of one of the references.
 
     The measure is the Jaccard similarity of the sets of character trigrams within words, of the trivial keys.
 
@@ -76,12 +108,11 @@ def near_copies(texts: Sequence[str], references: Sequence[str], threshold: floa
 
     Returns
     -------
-    numpy.ndarray of bool, shape (n,)
-        True where a text is equal to a reference or at least as similar as the threshold.
+    list of (int, int, float)
+        Number of the text, number of the reference and similarity of each pair that reaches the threshold, by text.
     """
-    found = np.zeros(len(texts), dtype=bool)
     if not len(texts) or not len(references):
-        return found
+        return []
     # Imported here: it costs a second that the stages which do not compare texts need not pay.
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -91,10 +122,13 @@ def near_copies(texts: Sequence[str], references: Sequence[str], threshold: floa
     keys = [f"{trivial_key(text)} " for text in references]
     reference = vectorizer.fit_transform([*keys, "a"])[:-1].astype(np.int32)
     reference_sizes = np.asarray([len(set(trigrams(key))) for key in keys])
+    found = []
     for start in range(0, len(texts), 1024):
         chunk = [f"{trivial_key(text)} " for text in texts[start : start + 1024]]
         sizes = np.asarray([len(set(trigrams(key))) for key in chunk])
         shared = (vectorizer.transform(chunk).astype(np.int32) @ reference.T).toarray()
-        union = sizes[:, None] + reference_sizes[None, :] - shared
-        found[start : start + 1024] = (shared >= threshold * np.maximum(union, 1)).any(axis=1)
+        similarity = shared / np.maximum(sizes[:, None] + reference_sizes[None, :] - shared, 1)
+        # Both sides are ratios of small integers; the slack is for a threshold such as 0.7 that floats cannot hold.
+        for row, column in zip(*np.nonzero(similarity >= threshold - 1e-9), strict=True):
+            found.append((start + int(row), int(column), float(similarity[row, column])))
     return found

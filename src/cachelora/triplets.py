@@ -115,8 +115,7 @@ def drop_test_copies(
     tested = sorted({text for table in testsets for name in ("anchor", "positive", "negative") for text in table[name]})
     owners = [number for number, group in enumerate(groups) for _ in group.texts]
     texts = [text for group in groups for text in group.texts]
-    copies = near_copies(texts, tested, threshold)
-    leaking = {owner for owner, copy in zip(owners, copies, strict=True) if copy}
+    leaking = {owners[number] for number, _, _ in near_copies(texts, tested, threshold)}
     kept = [group for number, group in enumerate(groups) if number not in leaking]
     return kept, +Counter({"group: holds a test text or a near copy of one": len(leaking)})
 

@@ -16,7 +16,8 @@ SETTINGS = Evaluate(bootstrap=500)
 def scores(positive, negative, test_set="law"):
     n = len(positive)
     kinds = ["aspect", "topic"] * n
-    rows = zip([test_set] * n, map(str, range(n)), kinds[:n], map(str, range(n)), positive, negative, strict=True)
+    ids = [str(number) for number in range(n)]
+    rows = zip([test_set] * n, ["v1"] * n, ids, kinds[:n], ids, positive, negative, strict=True)
     return pd.DataFrame(list(rows), columns=SCORES.names)
 
 
@@ -40,7 +41,8 @@ def test_similarities_are_those_of_plain_transformers_and_numpy(base):
 
     texts = ("symptoms of gout", "what are the signs of podagra?", "treatment of gout, please, my toe hurts a lot")
     table = pd.DataFrame(
-        [["1", *texts, "aspect", "g"]], columns=["test_id", "anchor", "positive", "negative", "kind", "group"]
+        [["1", *texts, "aspect", "g", "v1"]],
+        columns=["test_id", "anchor", "positive", "negative", "kind", "group", "test_version"],
     )
     row = score_testsets(load_model(base, None), {"x": table}, 2).iloc[0]
     anchor, positive, negative = map(embed, texts)
@@ -100,7 +102,7 @@ def table():
 def test_markdown_shows_models_changes_and_published_numbers_marked_as_such(table):
     published = read_published(ROOT / "config/published.yaml")
     text = benchmark_markdown(table, published, 0.95, 0.05)
-    assert "## law (40 triplets), base model b" in text
+    assert "## law (40 triplets, v1), base model b" in text
     overview, _, detail, *_ = (line for line in text.splitlines() if line.startswith("| law "))
     assert overview == "| law     | +0.100 [+0.100, +0.100]* |"
     assert "| +0.100 [+0.100, +0.100]*" in detail

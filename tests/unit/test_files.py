@@ -40,7 +40,9 @@ def test_rejects_name_line_and_reason(tmp_path):
 
 
 def test_a_flipped_byte_in_a_table_is_found(tmp_path):
-    table = pd.DataFrame([[str(i), f"anchor {i}", "b", "c", "topic", "g"] for i in range(500)], columns=TESTSET.names)
+    table = pd.DataFrame(
+        [[str(i), f"anchor {i}", "b", "c", "topic", "g", "v1"] for i in range(500)], columns=TESTSET.names
+    )
     write_table(tmp_path / "t.parquet", table, TESTSET)
     content = bytearray((tmp_path / "t.parquet").read_bytes())
     content[len(content) // 3] ^= 1
@@ -137,7 +139,7 @@ def test_json_refuses_nan(tmp_path):
 
 
 def test_tables_keep_their_contract(tmp_path):
-    table = pd.DataFrame([["1", "a", "b", "c", "topic", "g"]], columns=TESTSET.names)
+    table = pd.DataFrame([["1", "a", "b", "c", "topic", "g", "v1"]], columns=TESTSET.names)
     write_table(tmp_path / "t.parquet", table, TESTSET)
     pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet", TESTSET), table)
     with pytest.raises(DamagedError, match="not those of its contract"):

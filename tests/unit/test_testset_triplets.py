@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from cachelora.config import Queries
 from cachelora.errors import InputError
+from cachelora.files import sha256_of
 from cachelora.queries import group_queries, split_groups
 from cachelora.schemas import AUGMENTED, KINDS, PARAPHRASE
-from cachelora.testset import read_testset
+from cachelora.testset import HELD_OUT, Frozen, frozen_version, make_pairs, read_lock, read_testset
 from cachelora.testset import testset_from_groups as from_groups
 from cachelora.text import trivial_key
 from cachelora.triplets import data_card, drop_test_copies, make_groups, make_triplets
@@ -144,7 +145,7 @@ def test_test_file_is_checked_line_by_line(tmp_path):
         good | {"anchor": "z"},
     ]
     path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    table, rejects = read_testset(path, 0.7)
+    table, rejects = read_testset(path, 0.7, "v1")
     assert table["anchor"].tolist() == ["a b", "z"]
     assert [(reject.line, reject.reason) for reject in rejects] == [
         (2, f"kind 'hard' is none of {', '.join(KINDS)}"),
@@ -153,7 +154,7 @@ def test_test_file_is_checked_line_by_line(tmp_path):
         (5, "the same triplet stands above"),
     ]
     with pytest.raises(InputError, match="line 2: kind 'hard'"):
-        read_testset(path, 0.1)
+        read_testset(path, 0.1, "v1")
 
 
 def test_a_domain_without_a_test_file_is_tested_on_its_own_held_out_groups():
@@ -163,6 +164,78 @@ def test_a_domain_without_a_test_file_is_tested_on_its_own_held_out_groups():
     testset = from_groups(groups, "q")
     assert set(testset["anchor"]) == set(held_out["query"])
     assert len(testset) == 3 * len(held_out)
+    assert set(testset["test_version"]) == {HELD_OUT}
     assert testset["test_id"].is_unique
     with pytest.raises(InputError, match="q: no triplet is left in the test split"):
         from_groups([], "q")
+
+
+def write_triplets(path, triplets):
+    rows = [dict(zip(("anchor", "positive", "negative"), texts, strict=True)) | {"kind": "scope"} for texts in triplets]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_triplets_that_share_a_text_share_a_group(tmp_path):
+    write_triplets(
+        tmp_path / "t.jsonl",
+        [
+            ("a 1", "b 1", "c 1"),
+            ("d 1", "e 1", "f 1"),
+            ("g 1", "E 1?", "h 1"),
+            ("i 1", "j 1", "g 1"),
+            ("a 1", "k", "l"),
+        ],
+    )
+    table, _ = read_testset(tmp_path / "t.jsonl", 0.0, "v1")
+    first, second, third, fourth, fifth = table["group"]
+    assert first == fifth
+    assert second == third == fourth
+    assert first != second
+
+
+@given(
+    triplets=st.lists(st.lists(st.integers(0, 40), min_size=3, max_size=3, unique=True), min_size=2, max_size=15),
+    share=st.floats(0.1, 0.9),
+    seed=st.integers(0, 5),
+)
+def test_pairs_are_labelled_as_their_triplets_and_no_text_is_in_both_parts(tmp_path_factory, triplets, share, seed):
+    path = tmp_path_factory.mktemp("pairs") / "t.jsonl"
+    write_triplets(path, [[f"text {number}" for number in texts] for texts in triplets])
+    table, rejects = read_testset(path, 1.0, "v1")
+    assert len(table) + len(rejects) == len(triplets)
+    pairs = make_pairs(table, share, seed)
+    assert pairs["pair_id"].is_unique
+    expected = {(row.anchor, row.positive): True for row in table.itertuples()}
+    for row in table.itertuples():
+        expected.setdefault((row.anchor, row.negative), False)
+    labelled = {(row.query, row.other): row.same_answer for row in pairs.itertuples()}
+    assert set(labelled) == set(expected)
+    parts = {
+        part: {text for row in rows.itertuples() for text in (row.query, row.other)}
+        for part, rows in pairs.groupby("part")
+    }
+    assert not parts.get("calibration", set()) & parts.get("test", set())
+    groups = pairs.groupby("part")["group"].nunique()
+    assert groups.get("calibration", 0) == pytest.approx(share * pairs["group"].nunique(), abs=1)
+
+
+def test_a_frozen_test_set_is_refused_when_it_changes(tmp_path):
+    path = tmp_path / "t.jsonl"
+    write_triplets(path, [("a 1", "b 1", "c 1")])
+    version = frozen_version(path, None)
+    assert version.startswith("sha256:")
+    frozen = Frozen(version=3, sha256=sha256_of(path))
+    assert frozen_version(path, frozen) == "v3"
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert frozen_version(path, None) != version
+    with pytest.raises(InputError, match=r"it is not the version 3 that was frozen .*data-check --freeze"):
+        frozen_version(path, frozen)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"t.jsonl": {"version": 0, "sha256": "%s"}}' % ("0" * 64), '{"t": {}}'])
+def test_a_lock_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "lock.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"lock\.json: it is no lock of test sets"):
+        read_lock(tmp_path / "lock.json")
+    with pytest.raises(InputError, match=r"nope\.json: no such file"):
+        read_lock(tmp_path / "nope.json")

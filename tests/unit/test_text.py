@@ -3,7 +3,7 @@ import unicodedata
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cachelora.text import digest, near_copies, normalise, trivial_key
+from cachelora.text import content_words, digest, near_copies, normalise, trivial_key
 
 texts = st.text(max_size=60)
 
@@ -48,7 +48,9 @@ def test_near_copies_finds_copies_and_leaves_look_alikes_of_other_meaning_alone(
         references,
         0.75,
     )
-    assert found.tolist() == [True, True, False, False]
+    assert [(text, reference) for text, reference, _ in found] == [(0, 0), (1, 0)]
+    assert found[0][2] == 1.0
+    assert 0.75 <= found[1][2] < 1
 
 
 @given(st.lists(texts, max_size=6), st.lists(texts, max_size=6))
@@ -56,6 +58,16 @@ def test_near_copies_at_threshold_one_agrees_with_sets_of_trigrams(texts_, refer
     def trigrams(text):
         return {f" {w} "[i : i + 3] for w in trivial_key(text).split() for i in range(max(1, len(w)))}
 
-    found = near_copies(texts_, references, 1.0)
-    expected = [any(trigrams(t) and trigrams(t) == trigrams(r) for r in references) for t in texts_]
-    assert found.tolist() == expected
+    found = {text for text, _, _ in near_copies(texts_, references, 1.0)}
+    assert found == {
+        number
+        for number, text in enumerate(texts_)
+        if any(trigrams(text) and trigrams(text) == trigrams(reference) for reference in references)
+    }
+
+
+def test_content_words_are_stems_without_fillers_but_with_negations_and_directions():
+    words = content_words("How do I upgrade to Python 3.12 without breaking C++ or C#? It's 50% off, and I don't mind")
+    assert words == {"upgrad", "python", "3.12", "without", "break", "c++", "c#", "50%", "off", "not", "mind"}
+    assert content_words("upgrading, upgraded, upgrades") == {"upgrad"}
+    assert content_words("?") == set()

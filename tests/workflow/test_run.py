@@ -50,6 +50,25 @@ def test_the_table_has_every_model_on_every_test_set(finished):
     assert "Published for law, not measured here" in markdown
 
 
+def test_results_carry_the_version_of_their_test_set(finished):
+    lock = json.loads((finished.folder / "data/lock.json").read_text())
+    version = f"v{lock['data/law/test.jsonl']['version']}"
+    table = pd.read_csv(finished.folder / "results/tiny/benchmark.csv")
+    rows = table[(table["source"] == "measured") & (table["test_set"] == "law")]
+    assert set(rows["test_version"]) == {version}
+    triplets = len((finished.folder / "data/law/test.jsonl").read_text().splitlines())
+    assert (
+        f"## law ({triplets} triplets, {version}), base model"
+        in (finished.folder / "results/tiny/benchmark.md").read_text()
+    )
+
+
+def test_labelled_pairs_of_every_test_set_are_written(finished):
+    pairs = pd.read_parquet(finished.folder / "results/tiny/testset/law.pairs.parquet")
+    assert pairs["same_answer"].mean() == pytest.approx(0.5, abs=0.02)
+    assert pairs["part"].value_counts(normalize=True)["calibration"] == pytest.approx(0.5, abs=0.05)
+
+
 def test_training_changed_the_models(finished):
     table = pd.read_csv(finished.folder / "results/tiny/benchmark.csv")
     table = table[table["source"] == "measured"]
@@ -165,7 +184,9 @@ def test_a_training_group_that_stands_in_a_test_set_is_dropped_and_counted(workf
         },
     ]
     # The law's training texts in another domain's test set: the joint model would be tested on them.
-    test = workflow.folder / "data/medical/test.jsonl"
+    test = workflow.folder / "mine.jsonl"
+    test.write_text((workflow.folder / "data/medical/test.jsonl").read_text())
+    workflow.edit("config/domains.yaml", lambda text: text.replace("data/medical/test.jsonl", "mine.jsonl"))
     target = "results/triplets/law.parquet"
     assert workflow.run(target).returncode == 0
     before = pd.read_parquet(workflow.folder / target)
@@ -176,6 +197,14 @@ def test_a_training_group_that_stands_in_a_test_set_is_dropped_and_counted(workf
     counted = "group: holds a test text or a near copy of one: "
     card = (workflow.folder / "results/triplets/law.md").read_text()
     assert int(card.split(counted)[1].split()[0]) >= 2
+
+
+def test_a_changed_frozen_test_set_is_refused(workflow):
+    workflow.edit("data/law/test.jsonl", lambda text: text.replace("adverse possession", "adverse  possession"))
+    result = workflow.run("results/testset/law.parquet")
+    assert result.returncode != 0
+    assert "ERROR data/law/test.jsonl: it is not the version" in result.stdout
+    assert not (workflow.folder / "results/testset/law.parquet").exists()
 
 
 def test_a_domain_of_ones_own_from_a_text_file_without_a_test_file(workflow):

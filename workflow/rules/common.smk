@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 from cachelora.code import code_digest
 from cachelora.config import parse as parse_config
 from cachelora.errors import CacheloraError, InputError
+from cachelora.testset import read_lock
 
 
 def local_file(path):
@@ -16,6 +17,7 @@ def local_file(path):
 
 try:
     settings = parse_config(config)
+    lock = read_lock(settings.testset.lock) if settings.testset.lock else {}
     # Said now, not when the first job needs it. With a storage plugin the inputs need not lie on this machine.
     if workflow.storage_settings.default_storage_provider is None:
         for domain, domain_settings in settings.domains.items():
@@ -89,6 +91,11 @@ def stage_code(stage):
     return code_digest(workflow.source_path(f"../scripts/{stage}.py"))
 
 
+def frozen(testset):
+    """Return what the lock says of a test file, None if it is not frozen."""
+    return lock[testset].model_dump() if testset in lock else None
+
+
 def get_testsets():
     """List the test sets of all domains."""
     return expand("<results>/testset/{domain}.parquet", domain=settings.domains)
@@ -102,7 +109,7 @@ def get_triplets(wildcards):
 
 def get_models():
     """List all models, the base model first."""
-    return ["base", *settings.domains, "joint", *settings.merges]
+    return ["base", *settings.adapter_domains, "joint", *settings.merges]
 
 
 def get_deployed():

@@ -3,10 +3,12 @@ rule merge:
         base=base_weights,
         adapters=expand(
             "<results>/models/{{base}}/{domain}/{file}",
-            domain=settings.domains,
+            domain=settings.adapter_domains,
             file=MODEL_FILES,
         ),
-        triplets=expand("<results>/triplets/{domain}.parquet", domain=settings.domains),
+        triplets=expand(
+            "<results>/triplets/{domain}.parquet", domain=settings.adapter_domains
+        ),
     output:
         expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
     log:

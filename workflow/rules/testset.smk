@@ -3,6 +3,7 @@ rule testset_from_file:
         triplets=lambda wildcards: settings.domains[wildcards.domain].test,
     output:
         table=ensure("<results>/testset/{domain}.parquet", non_empty=True),
+        pairs=ensure("<results>/testset/{domain}.pairs.parquet", non_empty=True),
         rejects="<results>/testset/{domain}.rejects.jsonl",
     log:
         "<logs>/testset/{domain}.log",
@@ -18,6 +19,9 @@ rule testset_from_file:
         runtime=30,
     params:
         max_reject_share=settings.queries.max_reject_share,
+        frozen=lambda wildcards: frozen(settings.domains[wildcards.domain].test),
+        settings=section("testset"),
+        seed=settings.seed,
         code=stage_code("testset"),
     message:
         "Reading the test set of {wildcards.domain}."
@@ -31,6 +35,7 @@ rule testset_from_split:
         augmented="<results>/augmented/{domain}.parquet",
     output:
         table=ensure("<results>/testset/{domain}.parquet", non_empty=True),
+        pairs=ensure("<results>/testset/{domain}.pairs.parquet", non_empty=True),
         rejects="<results>/testset/{domain}.rejects.jsonl",
     log:
         "<logs>/testset/{domain}.log",
@@ -46,6 +51,8 @@ rule testset_from_split:
         runtime=30,
     params:
         source=lambda wildcards: settings.domains[wildcards.domain].queries,
+        settings=section("testset"),
+        seed=settings.seed,
         code=stage_code("testset"),
     message:
         "Holding out the test set of {wildcards.domain} from its own queries."

@@ -9,7 +9,7 @@ rule train:
     benchmark:
         "<results>/timing/train/{base}/{model}.tsv"
     wildcard_constraints:
-        model=alternatives([*settings.domains, "joint"]),
+        model=alternatives([*settings.adapter_domains, "joint"]),
     conda:
         "../../envs/train.yaml"
     threads: 8

@@ -1,12 +1,12 @@
-"""Make the test set of a domain, from its file or from the queries that were held out."""
+"""Make the test set of a domain and its labelled pairs, from its file or from the queries that were held out."""
 
 import logging
 from typing import TYPE_CHECKING
 
 from cachelora.files import read_table, write_rejects, write_table
 from cachelora.job import logged
-from cachelora.schemas import AUGMENTED, QUERIES, TESTSET
-from cachelora.testset import read_testset, testset_from_groups
+from cachelora.schemas import AUGMENTED, PAIRS, QUERIES, TESTSET
+from cachelora.testset import Frozen, frozen_version, make_pairs, read_testset, testset_from_groups
 from cachelora.triplets import make_groups
 
 if TYPE_CHECKING:
@@ -16,7 +16,9 @@ if __name__ == "__main__":
     with logged(snakemake.log[0]):
         source = snakemake.input.get("triplets")
         if source:
-            table, rejects = read_testset(source, snakemake.params.max_reject_share)
+            frozen = snakemake.params.frozen
+            version = frozen_version(source, frozen and Frozen(**frozen))
+            table, rejects = read_testset(source, snakemake.params.max_reject_share, version)
         else:
             queries = read_table(snakemake.input.queries, QUERIES)
             groups, _ = make_groups(
@@ -25,4 +27,6 @@ if __name__ == "__main__":
             table, rejects = testset_from_groups(groups, snakemake.params.source), []
         logging.info("%d triplets, %d set aside", len(table), len(rejects))
         write_rejects(snakemake.output.rejects, rejects)
+        pairs = make_pairs(table, snakemake.params.settings["calibration_share"], snakemake.params.seed)
+        write_table(snakemake.output.pairs, pairs, PAIRS)
         write_table(snakemake.output.table, table, TESTSET)
