@@ -7,7 +7,7 @@ exp(cos(a, p) / temperature) has in the sum over all positives and hard negative
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -90,7 +90,7 @@ def train_adapter(
                 rows[["anchor", "positive", "negatives"]].assign(row=range(len(rows))), preserve_index=False
             ),
             data_collator=collator,
-            loss=MultipleNegativesRankingLoss(model, scale=1 / settings.temperature),
+            loss=SortedRankingLoss(model, scale=1 / settings.temperature),
             evaluator=validation,
             callbacks=[collator.epoch_callback(), best, LossCheck()],
         )
@@ -219,6 +219,10 @@ class GroupBatchSampler(DefaultBatchSampler):
 class NegativesCollator(SentenceTransformerDataCollator):
     """Makes batches whose rows bring the same number of hard negatives, drawn anew each epoch.
 
+    The texts of a batch are dealt out to its columns by length, so that little is padded: in a column of mixed lengths,
+    half of what is computed is padding. The label of a row says where its anchor, positive and negatives went;
+    :class:`SortedRankingLoss` puts them back.
+
     Parameters
     ----------
     preprocess_fn : callable
@@ -242,9 +246,20 @@ class NegativesCollator(SentenceTransformerDataCollator):
             random = np.random.default_rng([self._seed, self._epoch, feature["row"]])
             texts = [negative["text"] for negative in feature["negatives"]]
             order = random.permutation(len(texts))
-            drawn = {f"negative_{k}": texts[order[k % len(texts)]] for k in range(self._number)}
-            rows.append({"anchor": feature["anchor"], "positive": feature["positive"], **drawn})
-        return super().__call__(rows)
+            drawn = [texts[order[k % len(texts)]] for k in range(self._number)]
+            rows.append([feature["anchor"], feature["positive"], *drawn])
+        flat = [text for row in rows for text in row]
+        by_length = sorted(range(len(flat)), key=lambda number: len(flat[number]))
+        place = np.empty(len(flat), dtype=np.int64)
+        place[by_length] = np.arange(len(flat))
+        columns = [by_length[start : start + len(rows)] for start in range(0, len(flat), len(rows))]
+        return super().__call__(
+            [
+                {f"text_{k}": flat[column[row]] for k, column in enumerate(columns)}
+                | {"label": torch.from_numpy(place.reshape(len(rows), -1)[row])}
+                for row in range(len(rows))
+            ]
+        )
 
     def epoch_callback(self) -> TrainerCallback:
         """Return the callback that tells this collator the epoch."""
@@ -255,6 +270,28 @@ class NegativesCollator(SentenceTransformerDataCollator):
                 collator._epoch = round(state.epoch or 0)
 
         return TellEpoch()
+
+
+class SortedRankingLoss(MultipleNegativesRankingLoss):
+    """Multiple negatives ranking on batches whose texts :class:`NegativesCollator` has sorted by length."""
+
+    def forward(self, sentence_features: Iterable[dict[str, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a batch of n rows.
+
+        Parameters
+        ----------
+        sentence_features : iterable of dict of str to torch.Tensor
+            The tokens of each column of n texts.
+        labels : torch.Tensor, shape (n, c)
+            Where the anchor, positive and negatives of each row stand among all texts.
+
+        Returns
+        -------
+        torch.Tensor, shape ()
+            The loss.
+        """
+        embeddings = torch.cat([self.model(features)["sentence_embedding"] for features in sentence_features])
+        return self.compute_loss_from_embeddings([embeddings[column] for column in labels.T], labels)
 
 
 class Validation(BaseEvaluator):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from cachelora.config import Merge, Train
 from cachelora.deploy import deploy_model
@@ -23,7 +24,14 @@ from cachelora.manifest import write_manifest
 from cachelora.merge import merge_adapters
 from cachelora.models import base_folder, encode_texts, load_model
 from cachelora.schemas import TRIPLETS
-from cachelora.train import GroupBatchSampler, NegativesCollator, explode_negatives, pool_domains, train_adapter
+from cachelora.train import (
+    GroupBatchSampler,
+    NegativesCollator,
+    SortedRankingLoss,
+    explode_negatives,
+    pool_domains,
+    train_adapter,
+)
 
 PROBES = ["symptoms of gout", "how do I turn off 2FA?", "notice period for a lodger", "difference between CBT and ACT"]
 # What the base model gets wrong and a few steps can teach: the negative repeats the words, the positive does not.
@@ -189,21 +197,48 @@ def test_pooled_domains_give_all_rows_and_small_ones_repeat(sizes, seed):
     assert pool["group"].nunique() == pool["anchor"].nunique()
 
 
+def texts_by_role(batch):
+    """Put the texts of a batch back in order: a row for each, anchor and positive first."""
+    texts = [text for k in range(batch["label"].shape[1]) for text in batch[f"text_{k}_text"]]
+    return [[texts[number] for number in row] for row in batch["label"]]
+
+
 def test_negatives_are_drawn_anew_each_epoch_without_repetition():
     seen = []
     collator = NegativesCollator(lambda texts, **_: {"text": texts}, 1, 2)
     feature = {"anchor": "a", "positive": "p", "negatives": [{"text": str(i)} for i in range(4)], "row": 5}
     for epoch in range(12):
         collator._epoch = epoch
-        batch = collator([feature])
-        drawn = (batch["negative_0_text"][0], batch["negative_1_text"][0])
+        ((anchor, positive, *drawn),) = texts_by_role(collator([feature]))
+        assert (anchor, positive) == ("a", "p")
         assert drawn[0] != drawn[1]
-        assert collator([feature])["negative_0_text"][0] == drawn[0]
+        assert texts_by_role(collator([feature]))[0][2:] == drawn
         seen += drawn
     assert set(seen) == set("0123")
     collator = NegativesCollator(lambda texts, **_: {"text": texts}, 1, 3)
-    single = collator([feature | {"negatives": [{"text": "only"}]}])
-    assert [single[f"negative_{k}_text"][0] for k in range(3)] == ["only"] * 3
+    assert texts_by_role(collator([feature | {"negatives": [{"text": "only"}]}])) == [["a", "p", *["only"] * 3]]
+
+
+def test_sorting_by_length_changes_the_columns_but_not_the_loss(base):
+    model = load_model(base, None).eval()
+    rows = [
+        {"anchor": f"{'long ' * n}anchor {n}", "positive": f"positive {n} {'x' * n * n}", "row": n}
+        | {"negatives": [{"text": f"negative {n} number {k} {'word ' * k * 5}"} for k in range(3)]}
+        for n in range(6)
+    ]
+    batch = NegativesCollator(model.preprocess, 1, 2)(rows)
+    as_text = NegativesCollator(lambda texts, **_: {"text": texts}, 1, 2)(rows)
+    lengths = [len(text) for k in range(4) for text in as_text[f"text_{k}_text"]]
+    assert lengths == sorted(lengths)
+    in_order = texts_by_role(as_text)
+    assert [row[:2] for row in in_order] == [[row["anchor"], row["positive"]] for row in rows]
+    keys = ("input_ids", "attention_mask", "token_type_ids")
+    columns = [{key: batch[f"text_{k}_{key}"] for key in keys} for k in range(4)]
+    plain = [model.preprocess(list(column)) for column in zip(*in_order, strict=True)]
+    with torch.no_grad():
+        loss = SortedRankingLoss(model, scale=20)(columns, batch["label"])
+        expected = MultipleNegativesRankingLoss(model, scale=20)(plain, None)
+    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_exploding_keeps_every_negative():
