@@ -80,6 +80,7 @@ class Domain(_Section):
 class Queries(_Section):
     """How queries are read and split."""
 
+    share: float = Field(1.0, gt=0, le=1, description="Use this share of a domain's groups, drawn by hash.")
     max_queries: int | None = Field(None, ge=3, description="Use at most so many groups of a domain, drawn by hash.")
     max_chars: int = Field(1000, ge=1, description="Longer queries are set aside.")
     max_reject_share: Share = Field(0.05, description="Stop when a larger share of a file's records is bad.")

@@ -71,6 +71,19 @@ def test_max_queries_draws_whole_groups():
     assert table["group"].nunique() == 10
 
 
+def test_a_larger_share_holds_the_smaller_one():
+    queries = group_queries([f"query {i}" for i in range(50)])
+    sizes, last = [], set()
+    for share in (0.1, 0.25, 0.5, 1.0):
+        groups = set(split_groups(queries, Queries(share=share), 1, False, "q")["group"])
+        assert last <= groups
+        sizes.append(len(groups))
+        last = groups
+    assert sizes == [5, 13, 25, 50]
+    with pytest.raises(InputError, match=r"too few to split \(queries\.share = 0\.01\)"):
+        split_groups(queries, Queries(share=0.01), 1, False, "q")
+
+
 def test_too_few_queries_are_refused():
     with pytest.raises(InputError, match="q: 1 distinct queries are too few to split\\. Give more"):
         split_groups(group_queries(["one", "ONE?"]), Queries(), 1, False, "q")
