@@ -126,9 +126,11 @@ def near_copies(texts: Sequence[str], references: Sequence[str], threshold: floa
     for start in range(0, len(texts), 1024):
         chunk = [f"{trivial_key(text)} " for text in texts[start : start + 1024]]
         sizes = np.asarray([len(set(trigrams(key))) for key in chunk])
-        shared = (vectorizer.transform(chunk).astype(np.int32) @ reference.T).toarray()
-        similarity = shared / np.maximum(sizes[:, None] + reference_sizes[None, :] - shared, 1)
+        shared = (vectorizer.transform(chunk).astype(np.int32) @ reference.T).tocoo()
+        row, column = shared.coords
+        similarity = shared.data / (sizes[row] + reference_sizes[column] - shared.data)
         # Both sides are ratios of small integers; the slack is for a threshold such as 0.7 that floats cannot hold.
-        for row, column in zip(*np.nonzero(similarity >= threshold - 1e-9), strict=True):
-            found.append((start + int(row), int(column), float(similarity[row, column])))
+        alike = np.flatnonzero(similarity >= threshold - 1e-9)
+        alike = alike[np.lexsort((column[alike], row[alike]))]
+        found += [(start + int(row[k]), int(column[k]), float(similarity[k])) for k in alike]
     return found
