@@ -170,7 +170,7 @@ class Train(_Section):
     learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
     warmup_share: Share = Field(0.1, description="Share of the steps over which the learning rate rises.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Its course after that.")
-    epochs: int = Field(3, ge=1, description="Passes over the rows.")
+    epochs: int = Field(2, ge=1, description="Passes over the rows.")
     batch_size: int = Field(32, ge=2, description="Rows a step; no two of one group.")
     negatives_per_row: int = Field(2, ge=1, description="Hard negatives a row brings, drawn anew each epoch.")
     temperature: float = Field(0.07, gt=0, description="Divides the cosines in the loss (MNR).")

@@ -29,7 +29,7 @@ NEAR_COPY = 0.75
 """Jaccard similarity of character trigrams from which two texts count as copies, as `triplets.near_copy`."""
 TOO_EASY = 0.95
 """A kind of negative that TF-IDF tells apart this often, `topic` aside, says nothing about embeddings."""
-LOOK_ALIKE = 0.9
+LOOK_ALIKE = 0.85
 """Base-model cosine from which texts of different sets are listed for a reader."""
 LISTED = 15
 """Most look-alikes that are listed."""

@@ -1,0 +1,155 @@
+"""Labelled pairs or triplets of anybody's making, measured on one adapter beside its base model.
+
+For sets that take no part in the workflow: those of other people, or a user's own judged pairs. docs/metrics.md has the
+metrics.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from cachelora.errors import InputError
+from cachelora.files import read_records
+from cachelora.models import encode_texts
+from cachelora.text import normalise
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+RESAMPLES = 1000
+"""Bootstrap resamples behind each interval."""
+
+
+def read_labelled(path: str | Path) -> pd.DataFrame:
+    """Read a file of labelled pairs or of triplets.
+
+    Parameters
+    ----------
+    path : str or Path
+        Records with ``a``, ``b`` and ``label`` (1 if one answer serves both, else 0), or with ``anchor``, ``positive``
+        and ``negative``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each pair: query, other, same_answer, triplet (its number, -1 if the file holds pairs).
+
+    Raises
+    ------
+    InputError
+        If the file or a record cannot be read, or there is no pair of one of the two labels.
+    """
+    records, rejects = read_records(path)
+    if rejects:
+        raise InputError(f"{path}, line {rejects[0].line}", rejects[0].reason, "Correct the record")
+    rows = []
+    for number, record in enumerate(records):
+        fields = record.fields
+        if {"anchor", "positive", "negative"} <= fields.keys():
+            pairs = [(fields["anchor"], fields["positive"], 1), (fields["anchor"], fields["negative"], 0)]
+        elif {"a", "b", "label"} <= fields.keys():
+            pairs, number = [(fields["a"], fields["b"], fields["label"])], -1
+        else:
+            raise InputError(
+                f"{path}, line {record.line}",
+                f"neither a pair nor a triplet (found: {', '.join(map(str, fields))[:80]})",
+                "Give the keys a, b and label, or anchor, positive and negative",
+            )
+        for query, other, label in pairs:
+            if not (isinstance(query, str) and isinstance(other, str) and label in (0, 1)):
+                raise InputError(
+                    f"{path}, line {record.line}", "a text or the label is missing", "Give two texts, and 0 or 1"
+                )
+            rows.append((normalise(query), normalise(other), bool(label), number))
+    table = pd.DataFrame(rows, columns=["query", "other", "same_answer", "triplet"])
+    if table["same_answer"].nunique() < 2:
+        raise InputError(str(path), "all of its pairs have the same label", "Give pairs of both labels")
+    return table
+
+
+def measure_labelled(pairs: pd.DataFrame, models: Sequence["SentenceTransformer"], seed: int) -> pd.DataFrame:
+    """Measure models on labelled pairs.
+
+    Parameters
+    ----------
+    pairs : pandas.DataFrame
+        What :func:`read_labelled` gives.
+    models : sequence of SentenceTransformer
+        The base model first; changes are from it.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each metric: metric, then value, change, low and high of each model, its number appended. Intervals
+        are 95 % percentile bootstrap intervals of the paired change, over queries. margin: mean cosine of the pairs
+        with one answer less that of the others. ap, auc: as ``average_precision_score`` and ``roc_auc_score`` of
+        scikit-learn. accuracy: share of the triplets whose positive is nearer; for triplets only.
+    """
+    similarities = []
+    for model in models:
+        vectors = encode_texts(model, [*pairs["query"], *pairs["other"]], batch_size=64)
+        similarities.append(
+            np.array([vectors[q] @ vectors[o] for q, o in zip(pairs["query"], pairs["other"], strict=True)])
+        )
+    queries, member = np.unique(pairs["query"], return_inverse=True)
+    random = np.random.default_rng(seed)
+    draws = random.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=RESAMPLES)
+    weights = [np.ones(len(pairs)), *draws[:, member].astype(float)]
+    values = np.array([[_metrics(pairs, similarity, weight) for weight in weights] for similarity in similarities])
+    changes = values - values[:1]
+    rows = []
+    for number, metric in enumerate(("margin", "ap", "auc", "accuracy")):
+        if np.isnan(values[0, 0, number]):
+            continue
+        row = {"metric": metric}
+        for model in range(len(models)):
+            low, high = np.nanquantile(changes[model, 1:, number], [0.025, 0.975])
+            row |= {f"value_{model}": values[model, 0, number], f"change_{model}": changes[model, 0, number]}
+            row |= {f"low_{model}": low, f"high_{model}": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _metrics(pairs: pd.DataFrame, similarity: np.ndarray, weights: np.ndarray) -> tuple[float, float, float, float]:
+    """Compute margin, AP, AUC and accuracy with weighted pairs; not a number where there is nothing to compute."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    same = pairs["same_answer"].to_numpy()
+    if not weights[same].any() or not weights[~same].any():
+        return (np.nan,) * 4
+    margin = np.average(similarity[same], weights=weights[same]) - np.average(similarity[~same], weights=weights[~same])
+    accuracy = np.nan
+    if (pairs["triplet"] >= 0).all():
+        # The two pairs of a triplet follow one another, and share their query's weight.
+        accuracy = np.average(similarity[0::2] > similarity[1::2], weights=weights[0::2])
+    ranked = (average_precision_score, roc_auc_score)
+    return margin, *(metric(same, similarity, sample_weight=weights) for metric in ranked), accuracy
+
+
+def labelled_markdown(tables: dict[str, tuple[pd.DataFrame, int]]) -> str:
+    """Write the measurements of one adapter for reading.
+
+    Parameters
+    ----------
+    tables : dict of str to (pandas.DataFrame, int)
+        By set: what :func:`measure_labelled` gave for base model and adapter, and the number of pairs.
+
+    Returns
+    -------
+    str
+        A Markdown table: the base model's value and the change with its interval, * where that excludes zero.
+    """
+    lines = []
+    for name, (table, pairs) in tables.items():
+        for row in table.itertuples():
+            star = "*" if row.low_1 > 0 or row.high_1 < 0 else ""
+            change = f"{row.change_1:+.3f} [{row.low_1:+.3f}, {row.high_1:+.3f}]{star}"
+            lines.append(
+                {"set": name, "pairs": pairs, "metric": row.metric, "base": f"{row.value_0:.3f}", "change": change}
+            )
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True) + "\n"
