@@ -80,11 +80,13 @@ class Domain(_Section):
 class Queries(_Section):
     """How queries are read and split."""
 
-    share: float = Field(1.0, gt=0, le=1, description="Use this share of a domain's groups, drawn by hash.")
     max_queries: int | None = Field(None, ge=3, description="Use at most so many groups of a domain, drawn by hash.")
     max_chars: int = Field(1000, ge=1, description="Longer queries are set aside.")
     max_reject_share: Share = Field(0.05, description="Stop when a larger share of a file's records is bad.")
     validation_share: float = Field(0.15, gt=0, lt=1, description="Share of the groups held out for choosing settings.")
+    train_share: float = Field(
+        1.0, gt=0, le=1, description="Train on this share of the other groups, drawn by hash: for learning curves."
+    )
     test_share: float = Field(
         0.15, gt=0, lt=1, description="Share of the groups held out for the test, for a domain without a test file."
     )
@@ -172,7 +174,7 @@ class Train(_Section):
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Its course after that.")
     epochs: int = Field(2, ge=1, description="Passes over the rows.")
     batch_size: int = Field(32, ge=2, description="Rows a step; no two of one group.")
-    negatives_per_row: int = Field(2, ge=1, description="Hard negatives a row brings, drawn anew each epoch.")
+    negatives_per_row: int = Field(1, ge=1, description="Hard negatives a row brings, drawn anew each epoch.")
     temperature: float = Field(0.07, gt=0, description="Divides the cosines in the loss (MNR).")
     max_grad_norm: float = Field(1.0, gt=0, description="The gradient is clipped to this norm.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

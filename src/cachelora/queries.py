@@ -86,7 +86,7 @@ def split_groups(table: pd.DataFrame, settings: Queries, seed: int, hold_out_tes
     table : pandas.DataFrame
         What :func:`group_queries` gives.
     settings : Queries
-        ``share``, ``max_queries``, ``validation_share`` and ``test_share``.
+        ``max_queries``, ``validation_share``, ``test_share`` and ``train_share``.
     seed : int
         Seed of the draw.
     hold_out_test : bool
@@ -97,7 +97,7 @@ def split_groups(table: pd.DataFrame, settings: Queries, seed: int, hold_out_tes
     Returns
     -------
     pandas.DataFrame
-        The table with a column ``split``, without the groups above ``share`` and ``max_queries``.
+        The table with a column ``split``, without the groups above ``max_queries`` and ``train_share``.
 
     Raises
     ------
@@ -105,20 +105,18 @@ def split_groups(table: pd.DataFrame, settings: Queries, seed: int, hold_out_tes
         If there are too few groups for each split to get one.
     """
     ordered = sorted(table["group"].unique(), key=lambda group: digest(f"{seed} {group}"))
-    ordered = ordered[: math.ceil(settings.share * len(ordered))][: settings.max_queries]
+    ordered = ordered[: settings.max_queries]
     validation = math.ceil(settings.validation_share * len(ordered))
     test = math.ceil(settings.test_share * len(ordered)) if hold_out_test else 0
     if validation + test >= len(ordered):
         raise InputError(
             where,
             f"{len(ordered)} distinct queries are too few to split"
-            + "".join(
-                f" (queries.{name} = {value})"
-                for name, value in (("share", settings.share), ("max_queries", settings.max_queries))
-                if value not in (None, 1.0)
-            ),
+            + (f" (queries.max_queries = {settings.max_queries})" if settings.max_queries else ""),
             "Give more, or lower the shares under `queries`",
         )
-    splits = ["validation"] * validation + ["test"] * test + ["train"] * (len(ordered) - validation - test)
-    table = table.assign(split=table["group"].map(dict(zip(ordered, splits, strict=True))))
+    # The share is cut from the training groups only, so that every share is chosen and tested on the same groups.
+    train = math.ceil(settings.train_share * (len(ordered) - validation - test))
+    splits = ["validation"] * validation + ["test"] * test + ["train"] * train
+    table = table.assign(split=table["group"].map(dict(zip(ordered, splits, strict=False))))
     return table[table["split"].notna()].reset_index(drop=True)

@@ -5,7 +5,6 @@ from it is refused.
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +19,6 @@ from cachelora.text import digest, normalise, trivial_key
 from cachelora.triplets import Group
 
 TEXTS = ("anchor", "positive", "negative")
-HELD_OUT = "held out"
-"""The version of a test set that was held out from a domain's own queries."""
 
 
 class Frozen(BaseModel):
@@ -125,33 +122,41 @@ def read_testset(path: str | Path, max_reject_share: float, version: str) -> tup
     """
     records, rejects = read_records(path)
     rows: dict[str, tuple[str, ...]] = {}
+    labels: dict[frozenset[str], bool] = {}
     for record in records:
         values = {name: record.fields.get(name) for name in TEXTS}
         texts = {name: normalise(value) if isinstance(value, str) else "" for name, value in values.items()}
         kind = record.fields.get("kind")
         test_id = digest("\n".join(texts.values()))
-        missing = [name for name in TEXTS if not trivial_key(texts[name])]
+        keys = {name: trivial_key(text) for name, text in texts.items()}
+        missing = [name for name in TEXTS if not keys[name]]
+        pairs = {frozenset((keys["anchor"], keys[name])): name == "positive" for name in ("positive", "negative")}
         if missing:
             reason = f"no text under '{missing[0]}'"
         elif kind not in KINDS:
             reason = f"kind {kind!r} is none of {', '.join(KINDS)}"
-        elif len({trivial_key(text) for text in texts.values()}) < len(TEXTS):
+        elif len(set(keys.values())) < len(TEXTS):
             reason = "two of its three texts are the same"
         elif test_id in rows:
             reason = "the same triplet stands above"
+        elif any(labels.get(pair, same) != same for pair, same in pairs.items()):
+            reason = "one of its pairs has the other label above"
         else:
+            labels |= pairs
             rows[test_id] = (test_id, *texts.values(), kind)
             continue
         rejects.append(Reject(record.line, reason, str(record.fields)[:200]))
     rejects.sort(key=lambda reject: reject.line)
     check_reject_share(path, len(rows), rejects, max_reject_share, "queries.max_reject_share")
     table = pd.DataFrame(list(rows.values()), columns=["test_id", *TEXTS, "kind"])
-    groups = _connected([[trivial_key(row[name]) for name in TEXTS] for row in table.to_dict("records")])
-    return table.assign(group=groups, test_version=version)[TESTSET.names], rejects
+    return table.assign(group=_connected(table), test_version=version)[TESTSET.names], rejects
 
 
-def _connected(texts: Sequence[Sequence[str]]) -> list[str]:
-    """Give each row of texts the digest of its component's first text; rows that share a text are connected."""
+def _connected(table: pd.DataFrame) -> list[str]:
+    """Give each triplet the digest of its component's first text; triplets that share a text are connected."""
+    texts = [[trivial_key(row[name]) for name in TEXTS] for row in table.to_dict("records")]
+    if not texts:
+        return []
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -180,7 +185,7 @@ def testset_from_groups(groups: list[Group], where: str) -> pd.DataFrame:
     -------
     pandas.DataFrame
         A row for each negative, the paraphrases of its group in turn, in the columns of
-        :data:`cachelora.schemas.TESTSET`.
+        :data:`cachelora.schemas.TESTSET`. The version is a digest of the triplets.
 
     Raises
     ------
@@ -192,16 +197,19 @@ def testset_from_groups(groups: list[Group], where: str) -> pd.DataFrame:
         for number, (kind, negative) in enumerate(group.negatives):
             positive = group.paraphrases[number % len(group.paraphrases)]
             test_id = digest("\n".join((group.query, positive, negative)))
-            rows.append((test_id, group.query, positive, negative, kind, group.group, HELD_OUT))
+            rows.append((test_id, group.query, positive, negative, kind))
     if not rows:
         raise InputError(where, "no triplet is left in the test split", "Give more queries, or a test file")
-    return pd.DataFrame(rows, columns=TESTSET.names)
+    table = pd.DataFrame(rows, columns=["test_id", *TEXTS, "kind"])
+    version = f"held out:{digest(' '.join(sorted(table['test_id'])))[:12]}"
+    return table.assign(group=_connected(table), test_version=version)[TESTSET.names]
 
 
 def make_pairs(triplets: pd.DataFrame, calibration_share: float, seed: int) -> pd.DataFrame:
     """Make labelled pairs of a test set, for choosing a threshold and for testing it.
 
     The groups are ordered by a hash of seed and group; the first go into the calibration part. No text stands in both.
+    Each part gets a group at least; a single group goes into the test part.
 
     Parameters
     ----------
@@ -218,7 +226,7 @@ def make_pairs(triplets: pd.DataFrame, calibration_share: float, seed: int) -> p
         The distinct pairs, in the columns of :data:`cachelora.schemas.PAIRS`.
     """
     ordered = sorted(triplets["group"].unique(), key=lambda group: digest(f"{seed} {group}"))
-    calibration = set(ordered[: math.ceil(calibration_share * len(ordered))])
+    calibration = set(ordered[: min(math.ceil(calibration_share * len(ordered)), len(ordered) - 1)])
     rows = {}
     for row in triplets.itertuples():
         part = "calibration" if row.group in calibration else "test"

@@ -10,9 +10,15 @@ import numpy as np
 # Marks that carry no meaning at the edge of a word. Signs that do are not in it: c++, c#, -1, .net, 50%, $5.
 _EDGE_MARKS = "?!,;:\"'()[]{}…‘’“”«»¿¡"  # noqa: RUF001
 
+_CONTRACTIONS = (
+    (r"\bcan(?:['’]t|not)\b", "can not"),  # noqa: RUF001
+    (r"\bwon['’]t\b", "will not"),  # noqa: RUF001
+    (r"n['’]t\b", " not"),  # noqa: RUF001
+    (r"['’](?:s|m|d|ll|re|ve)\b", ""),  # noqa: RUF001
+)
 # fmt: off
 _MEANINGFUL_STOP_WORDS = frozenset((
-    "above", "after", "before", "below", "cannot", "down", "during", "except", "first", "last", "least", "less", "more",
+    "above", "after", "before", "below", "down", "during", "except", "first", "last", "least", "less", "more",
     "never", "no", "none", "not", "off", "only", "out", "over", "under", "until", "up", "without",
 ))
 # fmt: on
@@ -70,7 +76,9 @@ def content_words(text: str) -> set[str]:
     import snowballstemmer
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    plain = re.sub(r"['’](s|m|d|ll|re|ve)\b", "", re.sub(r"n['’]t\b", " not", trivial_key(text)))  # noqa: RUF001
+    plain = trivial_key(text)
+    for short, full in _CONTRACTIONS:
+        plain = re.sub(short, full, plain)
     words = re.findall(r"[^\W_]+(?:[.,][^\W_]+)*[+#%]*", plain)
     stop_words = ENGLISH_STOP_WORDS - _MEANINGFUL_STOP_WORDS
     return set(snowballstemmer.stemmer("english").stemWords([word for word in words if word not in stop_words]))

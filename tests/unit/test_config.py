@@ -80,7 +80,7 @@ def test_mistakes_are_named_by_key(config, path, value, message):
 
 def test_an_overlay_removes_entries_by_null(config):
     settings = parse(change(config, "domains/law", None))
-    assert list(settings.domains) == ["medical", "programming", "psychology"]
+    assert list(settings.domains) == ["medical", "programming", "psychology", "general"]
 
 
 def test_every_default_is_allowed(config):

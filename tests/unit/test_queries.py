@@ -71,17 +71,20 @@ def test_max_queries_draws_whole_groups():
     assert table["group"].nunique() == 10
 
 
-def test_a_larger_share_holds_the_smaller_one():
-    queries = group_queries([f"query {i}" for i in range(50)])
+def test_a_larger_share_trains_on_more_and_leaves_the_other_splits_alone():
+    queries = group_queries([f"query {i}" for i in range(100)])
     sizes, last = [], set()
     for share in (0.1, 0.25, 0.5, 1.0):
-        groups = set(split_groups(queries, Queries(share=share), 1, False, "q")["group"])
-        assert last <= groups
-        sizes.append(len(groups))
-        last = groups
-    assert sizes == [5, 13, 25, 50]
-    with pytest.raises(InputError, match=r"too few to split \(queries\.share = 0\.01\)"):
-        split_groups(queries, Queries(share=0.01), 1, False, "q")
+        table = split_groups(queries, Queries(train_share=share), 1, True, "q")
+        groups = {split: set(rows["group"]) for split, rows in table.groupby("split")}
+        assert last <= groups["train"]
+        sizes.append(len(groups["train"]))
+        last = groups["train"]
+        assert len(groups["validation"]) == len(groups["test"]) == 15
+        if share == 0.1:
+            held_out = groups["validation"], groups["test"]
+        assert (groups["validation"], groups["test"]) == held_out
+    assert sizes == [7, 18, 35, 70]
 
 
 def test_too_few_queries_are_refused():

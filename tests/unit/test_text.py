@@ -71,3 +71,4 @@ def test_content_words_are_stems_without_fillers_but_with_negations_and_directio
     assert words == {"upgrad", "python", "3.12", "without", "break", "c++", "c#", "50%", "off", "not", "mind"}
     assert content_words("upgrading, upgraded, upgrades") == {"upgrad"}
     assert content_words("?") == set()
+    assert content_words("can't") == content_words("cannot") == content_words("won't") == {"not"}

@@ -18,7 +18,10 @@ def test_default_plan_has_every_stage(workflow):
         assert f"Replaying the recorded augmentation of {domain}, shard 0." in planned
     assert "Training the adapter joint on minilm-l6." in planned
     assert "Merging joint into minilm-l6, for use without peft." in planned
-    assert len(planned) == 36
+    # Everyday queries: pooled and tested on, without an adapter of their own.
+    assert "Grouping the triplets of general." in planned
+    assert "Training the adapter general on minilm-l6." not in planned
+    assert len(planned) == 41
 
 
 @pytest.mark.parametrize("preset", PRESETS)
