@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from cachelora import __version__
 from cachelora.errors import CacheloraError
 
+CONFIG = "config/domains.yaml"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -29,15 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reference = commands.add_parser("reference", help="print a page that is written from the code")
     reference.add_argument("page", choices=("schema", "config", "contracts"))
     check = commands.add_parser("data-check", help="check queries, recordings and test sets")
-    check.add_argument("--configfile", default="config/domains.yaml", help="the configuration that names the files")
-    check.add_argument(
-        "--freeze", action="store_true", help="first write the lock: changed test sets get a new version"
-    )
+    check.add_argument("--freeze", action="store_true", help="if all is well, give changed test sets a new version")
     labelled = commands.add_parser("labelled", help="measure an adapter on labelled pairs or triplets of your own")
-    labelled.add_argument("--configfile", default="config/domains.yaml", help="the configuration with the base model")
     labelled.add_argument("--base", help="the base model's name in it; the first by default")
     labelled.add_argument("--adapter", required=True, help="a folder under results/models")
     labelled.add_argument("file", nargs="+", help="pairs (a, b, label) or triplets (anchor, positive, negative)")
+    for command in (check, labelled):
+        command.add_argument(
+            "--configfile", action="append", default=[], help=f"a file laid over {CONFIG}, as in Snakemake"
+        )
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "verify":
@@ -46,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for folder in chosen.folder:
                 print(f"{folder}: {len(verify_folder(folder)['files'])} files as the manifest says")
         elif chosen.command == "data-check":
-            return _data_check(chosen.configfile, chosen.freeze)
+            return _data_check([CONFIG, *chosen.configfile], chosen.freeze)
         elif chosen.command == "labelled":
-            _labelled(chosen.configfile, chosen.base, chosen.adapter, chosen.file)
+            _labelled([CONFIG, *chosen.configfile], chosen.base, chosen.adapter, chosen.file)
         else:
             from cachelora.config import json_schema
             from cachelora.reference import config_reference, contracts_reference
@@ -61,30 +63,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _data_check(configfile: str, freeze: bool) -> int:
+def _data_check(configfiles: Sequence[str], freeze: bool) -> int:
     """Print the report on the corpora; return 1 if it found a problem."""
     from cachelora.config import read_config
-    from cachelora.datacheck import check_corpora
+    from cachelora.datacheck import check_corpora, check_frozen
     from cachelora.datacheck import freeze as freeze_testsets
     from cachelora.models import load_model
 
-    config = read_config(configfile)
-    if freeze:
+    config = read_config(*configfiles)
+    report = check_corpora(config, load_model(next(iter(config.base_models.values())), None))
+    if freeze and report.problems:
+        print("nothing was frozen: mend the problems first", file=sys.stderr)
+    elif freeze:
         for change in freeze_testsets(config) or ["nothing to freeze: every test set is as it was"]:
             print(change, file=sys.stderr)
-    report = check_corpora(config, load_model(next(iter(config.base_models.values())), None))
+    check_frozen(config, report)
     print(report.markdown(), end="")
     return 1 if report.problems else 0
 
 
-def _labelled(configfile: str, base: str | None, adapter: str, files: Sequence[str]) -> None:
+def _labelled(configfiles: Sequence[str], base: str | None, adapter: str, files: Sequence[str]) -> None:
     """Print what an adapter changes on labelled sets."""
     from cachelora.config import read_config
     from cachelora.errors import ConfigError
     from cachelora.labelled import labelled_markdown, measure_labelled, read_labelled
     from cachelora.models import load_model
 
-    config = read_config(configfile)
+    config = read_config(*configfiles)
     name = base or next(iter(config.base_models))
     if name not in config.base_models:
         raise ConfigError(f"--base {name}", "no such base model", f"Use one of {', '.join(config.base_models)}")

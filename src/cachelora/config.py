@@ -306,13 +306,13 @@ def parse(config: dict[str, Any]) -> Config:
         raise _config_error(error) from None
 
 
-def read_config(path: str | Path) -> Config:
-    """Read a configuration file on its own, without overlays.
+def read_config(*paths: str | Path) -> Config:
+    """Read a configuration file and what is laid over it, key by key, as Snakemake does.
 
     Parameters
     ----------
-    path : str or Path
-        The YAML file.
+    *paths : str or Path
+        The YAML files; a later one wins.
 
     Returns
     -------
@@ -322,18 +322,30 @@ def read_config(path: str | Path) -> Config:
     Raises
     ------
     ConfigError
-        If it is missing or not YAML, or as :func:`parse`.
+        If a file is missing or not YAML, or as :func:`parse`.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), "no such file", "Correct the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).strip().replace("\n", " ")[:160]
-        raise ConfigError(str(path), f"it is not YAML ({first})", "Correct it") from error
-    if not isinstance(content, dict):
-        raise ConfigError(str(path), "it holds no keys", "Compare with the shipped file")
-    return parse(content)
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(str(path), f"it cannot be read ({error.strerror})", "Correct the path") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            first = str(error).strip().replace("\n", " ")[:160]
+            raise ConfigError(str(path), f"it is not YAML ({first})", "Correct it") from error
+        if not isinstance(content, dict):
+            raise ConfigError(str(path), "it holds no keys", "Compare with the shipped file")
+        merged = _laid_over(merged, content)
+    return parse(merged)
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Merge two mappings, those inside them too; what is above wins."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged
 
 
 def json_schema() -> str:

@@ -4,6 +4,7 @@ It looks at what a person or an LLM wrote before anything is trained on it or me
 rules that it checks. What the texts mean was judged by readers, whose verdicts lie beside each file.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,30 +17,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cachelora.config import Config, Domain
 from cachelora.errors import InputError
-from cachelora.files import sha256_of, write_json
+from cachelora.files import read_records, sha256_of, write_json
 from cachelora.models import encode_texts
 from cachelora.schemas import KINDS, PARAPHRASE, Kind
-from cachelora.testset import TEXTS, Frozen, frozen_version, read_lock
+from cachelora.testset import TEXTS, Frozen, frozen_version, lock_key, read_lock
 from cachelora.text import content_words, near_copies, normalise, trivial_key
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-NEAR_COPY = 0.75
-"""Jaccard similarity of character trigrams from which two texts count as copies, as `triplets.near_copy`."""
 TOO_EASY = 0.95
 """A kind of negative that TF-IDF tells apart this often, `topic` aside, says nothing about embeddings."""
 LOOK_ALIKE = 0.85
 """Base-model cosine from which texts of different sets are listed for a reader."""
 LISTED = 15
 """Most look-alikes that are listed."""
-MAX_CHARS = 400
 
-Text = Annotated[str, Field(min_length=3, max_length=MAX_CHARS)]
+Text = Annotated[str, Field(min_length=3)]
 
 
 class _Record(BaseModel):
-    """A line of a corpus file; no key is optional and no other is allowed."""
+    """A line of a corpus file; no other key is allowed."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -61,10 +59,12 @@ class TestRecord(_Record):
 
 
 class QueryRecord(_Record):
-    """A line of a file of queries."""
+    """A line of a file of queries; a log may have more keys."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     query: Text
-    subfield: str
+    subfield: str | None = None
 
 
 class NegativeRecord(_Record):
@@ -190,14 +190,19 @@ def check_corpora(config: Config, model: "SentenceTransformer") -> Report:
     Raises
     ------
     InputError
-        If a file that the configuration names is missing, or the lock cannot be read.
+        If a file that the configuration names is missing.
     """
     report = Report()
     tests = {name: domain.test for name, domain in config.domains.items() if domain.test}
     recordings = {name: domain for name, domain in config.domains.items() if domain.recording}
-    test_records = {name: _read(path, TestRecord, report) for name, path in tests.items()}
-    query_records = {name: _read(domain.queries, QueryRecord, report) for name, domain in recordings.items()}
-    augmented = {name: _read(domain.recording, AugmentedRecord, report) for name, domain in recordings.items()}
+    for name in config.domains.keys() - recordings.keys():
+        report.notes.append(f"domains.{name}: no recording, so nothing that was written for its queries is checked")
+    test_records = {name: _read(path, TestRecord, config.queries.max_chars, report) for name, path in tests.items()}
+    query_records = {name: _read_queries(domain.queries, config, report) for name, domain in config.domains.items()}
+    augmented = {
+        name: _read(domain.recording, AugmentedRecord, config.augment.max_chars, report)
+        for name, domain in recordings.items()
+    }
 
     test_texts = [
         _Written(getattr(record, role), tests[name], line)
@@ -213,19 +218,46 @@ def check_corpora(config: Config, model: "SentenceTransformer") -> Report:
     ]
     vectors = encode_texts(model, [item.text for item in test_texts + written], batch_size=64)
 
-    lock = read_lock(config.testset.lock) if config.testset.lock else {}
     for name, path in tests.items():
-        _check_test_form(path, test_records[name], lock.get(path), report)
+        _check_test_form(path, test_records[name], report)
     for name, domain in recordings.items():
         _check_recording_form(domain.queries, query_records[name], domain.recording, augmented[name], report)
-    _check_repetitions(test_texts, report)
-    _check_repetitions(written, report)
-    for text, test, similarity in _copies(written, test_texts):
+    _check_repetitions(test_texts, config.triplets.near_copy, report)
+    _check_repetitions(written, config.triplets.near_copy, report)
+    for text, test, similarity in _copies(written, test_texts, config.triplets.near_copy):
         report.problems.append(f"{text.place}: a copy ({similarity:.2f}) of a test text, {test.place}: {text.text}")
     _list_look_alikes(test_texts, vectors, report)
     _table_tests(tests, test_records, vectors, report)
     _table_recordings(recordings, query_records, augmented, vectors, report)
     return report
+
+
+def check_frozen(config: Config, report: Report) -> None:
+    """Check that the test sets are those that were frozen.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration; nothing is checked if it names no lock.
+    report : Report
+        Gets a problem for each set that differs, and a note for each that is not frozen.
+
+    Raises
+    ------
+    InputError
+        If the lock cannot be read.
+    """
+    if config.testset.lock is None:
+        return
+    lock = read_lock(config.testset.lock)
+    for path in [domain.test for domain in config.domains.values() if domain.test]:
+        if lock_key(path) not in lock:
+            report.notes.append(f"{path}: not frozen (cachelora data-check --freeze)")
+        else:
+            try:
+                frozen_version(path, lock[lock_key(path)])
+            except InputError as error:
+                report.problems.append(str(error))
 
 
 def freeze(config: Config) -> list[str]:
@@ -244,7 +276,7 @@ def freeze(config: Config) -> list[str]:
     Raises
     ------
     InputError
-        If the configuration names no lock, or a test file is missing.
+        If the configuration names no lock, the lock cannot be read, or a test file is missing.
     """
     path = config.testset.lock
     if path is None:
@@ -254,20 +286,40 @@ def freeze(config: Config) -> list[str]:
     for domain in config.domains.values():
         if domain.test is None:
             continue
-        found, old = sha256_of(domain.test), lock.get(domain.test)
+        key = lock_key(domain.test)
+        try:
+            found, old = sha256_of(domain.test), lock.get(key)
+        except OSError as error:
+            raise InputError(domain.test, f"it cannot be read ({error.strerror})", "Correct the path") from error
         if old is None or old.sha256 != found:
-            lock[domain.test] = Frozen(version=old.version + 1 if old else 1, sha256=found)
-            changes.append(f"{domain.test}: frozen as v{lock[domain.test].version}")
+            lock[key] = Frozen(version=old.version + 1 if old else 1, sha256=found)
+            changes.append(f"{domain.test}: frozen as v{lock[key].version}")
     write_json(path, {name: frozen.model_dump() for name, frozen in sorted(lock.items())})
     return changes
 
 
-def _read(path: str, form: type[_R], report: Report) -> list[tuple[int, _R]]:
+def _read_queries(path: str, config: Config, report: Report) -> list[tuple[int, QueryRecord]]:
+    """Read a file of queries; in other formats than JSON lines, only the queries themselves."""
+    if Path(path).suffix == ".jsonl":
+        return _read(path, QueryRecord, config.queries.max_chars, report)
+    records, rejects = read_records(path)
+    report.problems += [f"{path}, line {reject.line}: {reject.reason}" for reject in rejects]
+    texts = [(record.line, record.fields.get("query")) for record in records]
+    report.problems += [f"{path}, line {line}: no query" for line, text in texts if not isinstance(text, str)]
+    return [(line, QueryRecord(query=normalise(text))) for line, text in texts if isinstance(text, str)]
+
+
+def _read(path: str, form: type[_R], max_chars: int, report: Report) -> list[tuple[int, _R]]:
     """Read a corpus file; a line that is not of the form is a problem."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise InputError(path, "no such file", "Put it there, or correct the configuration") from error
+        raise InputError(
+            path, f"it cannot be read ({error.strerror})", "Put it there, or correct the configuration"
+        ) from error
+    if not content:
+        report.problems.append(f"{path}: the file is empty")
+        return []
     try:
         lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -288,9 +340,13 @@ def _read(path: str, form: type[_R], report: Report) -> list[tuple[int, _R]]:
             place = ".".join(map(str, first["loc"])) or "the line"
             report.problems.append(f"{path}, line {number}: {place}: {first['msg']}")
             continue
-        unclean = [text for text in _texts(record) if normalise(text) != text]
-        if unclean:
-            report.problems.append(f"{path}, line {number}: not in NFC with single blanks: {unclean[0]!r}")
+        for text in _texts(record):
+            if normalise(text) != text:
+                report.problems.append(f"{path}, line {number}: not in NFC with single blanks: {text!r}")
+            elif not trivial_key(text):
+                report.problems.append(f"{path}, line {number}: it holds no word: {text!r}")
+            elif len(text) > max_chars:
+                report.problems.append(f"{path}, line {number}: {len(text)} characters, more than {max_chars}")
         records.append((number, record))
     return records
 
@@ -304,14 +360,8 @@ def _texts(record: BaseModel) -> list[str]:
     return found
 
 
-def _check_test_form(
-    path: str, records: Sequence[tuple[int, TestRecord]], frozen: Frozen | None, report: Report
-) -> None:
-    """Check one test set on its own: frozen, described as it is, and judged as labelled."""
-    try:
-        frozen_version(path, frozen)
-    except InputError as error:
-        report.problems.append(str(error))
+def _check_test_form(path: str, records: Sequence[tuple[int, TestRecord]], report: Report) -> None:
+    """Check one test set on its own: three texts, described as they are, and judged as labelled."""
     verdicts = _read_verdicts(path, report)
     for line, record in records:
         expected = {
@@ -323,6 +373,8 @@ def _check_test_form(
                 report.problems.append(
                     f"{path}, line {line}: {name} is '{getattr(record, name)}' and should be '{value}'"
                 )
+        if len({trivial_key(text) for text in _texts_of(record)}) < len(TEXTS):
+            report.problems.append(f"{path}, line {line}: two of its three texts are the same")
         for text, same in ((record.positive, True), (record.negative, False)):
             _check_verdict(verdicts, record.anchor, text, same, f"{path}, line {line}", report)
 
@@ -359,7 +411,7 @@ def _read_verdicts(path: str, report: Report) -> dict[tuple[str, str], Verdict] 
         report.notes.append(f"{path}: not reviewed ({Path(review).name} is missing)")
         return None
     verdicts: dict[tuple[str, str], Verdict] = {}
-    for _, verdict in _read(review, Verdict, report):
+    for _, verdict in _read(review, Verdict, sys.maxsize, report):
         pair = (verdict.query, verdict.text)
         if pair not in verdicts or verdict.round >= verdicts[pair].round:
             verdicts[pair] = verdict
@@ -375,21 +427,23 @@ def _check_verdict(
     verdict = verdicts.get((query, text))
     if verdict is None:
         report.problems.append(f"{place}: no verdict on: {text}")
-    elif verdict.same_answer != same or not verdict.sure:
+    elif verdict.same_answer != same or not verdict.sure or verdict.reason.startswith("FACT:"):
         said = ("the same answer" if verdict.same_answer else "another answer") + ("" if verdict.sure else ", not sure")
         report.problems.append(f"{place}: the reader said {said} ({verdict.reason}): {text}")
 
 
-def _copies(texts: Sequence[_Written], others: Sequence[_Written]) -> list[tuple[_Written, _Written, float]]:
+def _copies(
+    texts: Sequence[_Written], others: Sequence[_Written], threshold: float
+) -> list[tuple[_Written, _Written, float]]:
     """Find copies and near copies between two lists of texts."""
-    found = near_copies([item.text for item in texts], [item.text for item in others], NEAR_COPY)
+    found = near_copies([item.text for item in texts], [item.text for item in others], threshold)
     return [(texts[row], others[column], similarity) for row, column, similarity in found]
 
 
-def _check_repetitions(written: Sequence[_Written], report: Report) -> None:
+def _check_repetitions(written: Sequence[_Written], threshold: float, report: Report) -> None:
     """Find texts that stand in two records, exactly or nearly."""
     order = {id(item): number for number, item in enumerate(written)}
-    for text, other, similarity in _copies(written, written):
+    for text, other, similarity in _copies(written, written, threshold):
         if order[id(text)] < order[id(other)] and text.place != other.place:
             report.problems.append(f"{text.place}: nearly the same ({similarity:.2f}) as {other.place}: {text.text}")
 
@@ -484,7 +538,7 @@ def _table_recordings(
         judged = [] if verdicts is None else [v.synonym for v in verdicts.values() if v.same_answer]
         counts.append(
             {"corpus": name, "queries": len(records)}
-            | {"sub-fields": len({query.subfield for _, query in query_records[name]})}
+            | {"sub-fields": len({query.subfield for _, query in query_records[name]} - {None})}
             | {"paraphrases": len(similarity[PARAPHRASE])}
             | {"synonym": _percent(sum(map(bool, judged)), len(judged)) if judged else "?"}
             | {"negatives": sum(len(similarity[kind]) for kind in KINDS)}

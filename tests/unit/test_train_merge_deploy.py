@@ -219,6 +219,13 @@ def test_negatives_are_drawn_anew_each_epoch_without_repetition():
     assert texts_by_role(collator([feature | {"negatives": [{"text": "only"}]}])) == [["a", "p", *["only"] * 3]]
 
 
+def test_training_runs_without_the_base_models_dropout(trained):
+    model, *_ = trained
+    rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.0}
+    assert model.transformers_model.config._attn_implementation == "eager"
+
+
 def test_sorting_by_length_changes_the_columns_but_not_the_loss(base):
     model = load_model(base, None).eval()
     rows = [

@@ -7,7 +7,7 @@ from snakemake.exceptions import WorkflowError
 from cachelora.code import code_digest
 from cachelora.config import parse as parse_config
 from cachelora.errors import CacheloraError, InputError
-from cachelora.testset import read_lock
+from cachelora.testset import lock_key, read_lock
 
 
 def local_file(path):
@@ -93,7 +93,8 @@ def stage_code(stage):
 
 def frozen(testset):
     """Return what the lock says of a test file, None if it is not frozen."""
-    return lock[testset].model_dump() if testset in lock else None
+    entry = lock.get(lock_key(testset))
+    return entry and entry.model_dump()
 
 
 def get_testsets():
