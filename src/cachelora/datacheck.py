@@ -4,6 +4,7 @@ It looks at what a person or an LLM wrote before anything is trained on it or me
 rules that it checks. What the texts mean was judged by readers, whose verdicts lie beside each file.
 """
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -224,7 +225,13 @@ def check_corpora(config: Config, model: "SentenceTransformer") -> Report:
         _check_recording_form(domain.queries, query_records[name], domain.recording, augmented[name], report)
     _check_repetitions(test_texts, config.triplets.near_copy, report)
     _check_repetitions(written, config.triplets.near_copy, report)
-    for text, test, similarity in _copies(written, test_texts, config.triplets.near_copy):
+    unwritten = [
+        _Written(record.query, config.domains[name].queries, line)
+        for name, records in query_records.items()
+        if name not in recordings
+        for line, record in records
+    ]
+    for text, test, similarity in _copies(written + unwritten, test_texts, config.triplets.near_copy):
         report.problems.append(f"{text.place}: a copy ({similarity:.2f}) of a test text, {test.place}: {text.text}")
     _list_look_alikes(test_texts, vectors, report)
     _table_tests(tests, test_records, vectors, report)
@@ -240,16 +247,16 @@ def check_frozen(config: Config, report: Report) -> None:
     config : Config
         The configuration; nothing is checked if it names no lock.
     report : Report
-        Gets a problem for each set that differs, and a note for each that is not frozen.
-
-    Raises
-    ------
-    InputError
-        If the lock cannot be read.
+        Gets a problem for each set that differs or if the lock cannot be read, and a note for each set that is not
+        frozen.
     """
     if config.testset.lock is None:
         return
-    lock = read_lock(config.testset.lock)
+    try:
+        lock = read_lock(config.testset.lock)
+    except InputError as error:
+        report.problems.append(str(error))
+        return
     for path in [domain.test for domain in config.domains.values() if domain.test]:
         if lock_key(path) not in lock:
             report.notes.append(f"{path}: not frozen (cachelora data-check --freeze)")
@@ -305,8 +312,15 @@ def _read_queries(path: str, config: Config, report: Report) -> list[tuple[int, 
     records, rejects = read_records(path)
     report.problems += [f"{path}, line {reject.line}: {reject.reason}" for reject in rejects]
     texts = [(record.line, record.fields.get("query")) for record in records]
-    report.problems += [f"{path}, line {line}: no query" for line, text in texts if not isinstance(text, str)]
-    return [(line, QueryRecord(query=normalise(text))) for line, text in texts if isinstance(text, str)]
+    queries = []
+    for line, text in texts:
+        if not isinstance(text, str) or not trivial_key(text):
+            report.problems.append(f"{path}, line {line}: no query")
+        elif len(text) > config.queries.max_chars:
+            report.problems.append(f"{path}, line {line}: {len(text)} characters, more than {config.queries.max_chars}")
+        else:
+            queries.append((line, QueryRecord.model_construct(query=normalise(text), subfield=None)))
+    return queries
 
 
 def _read(path: str, form: type[_R], max_chars: int, report: Report) -> list[tuple[int, _R]]:
@@ -320,6 +334,8 @@ def _read(path: str, form: type[_R], max_chars: int, report: Report) -> list[tup
     if not content:
         report.problems.append(f"{path}: the file is empty")
         return []
+    if b"\r" in content:
+        report.problems.append(f"{path}: its lines end in CR LF, so its SHA-256 is that of another file")
     try:
         lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -476,7 +492,8 @@ def _table_tests(
     counts, difficulty = [], []
     for name, numbered in test_records.items():
         records = [record for _, record in numbered]
-        if not records:
+        # TF-IDF weighs words of two letters or more; a set without any was reported where it stands.
+        if not any(re.search(r"\w\w", text) for record in records for text in _texts_of(record)):
             continue
         kinds = Counter(record.kind for record in records)
         words, forms = Counter(r.positive_words for r in records), Counter(r.negative_form for r in records)

@@ -67,6 +67,13 @@ def read_labelled(path: str | Path) -> pd.DataFrame:
                 raise InputError(f"{path}, line {record.line}", f"the label is {label!r}", "Give 0 or 1")
             rows.append((normalise(query), normalise(other), bool(int(label)), number))
     table = pd.DataFrame(rows, columns=["query", "other", "same_answer", "triplet"])
+    keys = [
+        frozenset((trivial_key(query), trivial_key(other))) for query, other in table[["query", "other"]].to_numpy()
+    ]
+    labels = table["same_answer"].groupby(keys).nunique()
+    if (labels > 1).any():
+        shown = " | ".join(sorted(labels.index[labels > 1][0]))[:160]
+        raise InputError(str(path), f"a pair stands in it with both labels: {shown}", "Keep the right one")
     if (table["triplet"] < 0).nunique() > 1:
         raise InputError(str(path), "it holds pairs and triplets", "Give a file for each")
     if table["same_answer"].nunique() < 2:

@@ -142,7 +142,8 @@ def load_model(
     """
     folder = base_folder(settings)
     if adapter is not None:
-        trained_on = verify(adapter, ADAPTER_FILES).get("config", {}).get("base_sha256")
+        config = verify(adapter, ADAPTER_FILES).get("config")
+        trained_on = config.get("base_sha256") if isinstance(config, dict) else None
         # An adapter fits any model of its base's shape, and makes nonsense of it.
         if trained_on not in (None, sha256_of(folder / "model.safetensors")):
             raise DamagedError(

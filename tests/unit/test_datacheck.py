@@ -166,6 +166,8 @@ def test_a_file_that_is_not_utf8_or_cut_is_a_problem(corpus, model):
     path = corpus.folder / "augmented.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
     assert any("the last line has no end" in problem for problem in check(model).problems)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert any("augmented.jsonl: its lines end in CR LF" in problem for problem in check(model).problems)
     path.write_bytes(b"")
     assert any("augmented.jsonl: the file is empty" in problem for problem in check(model).problems)
 
@@ -177,6 +179,12 @@ def test_a_kind_that_words_tell_apart_is_too_easy(corpus, model):
     corpus.edit("test.jsonl", row[2], row[1])
     corpus.edit("test.jsonl", "@", row[2])
     assert any("TF-IDF tells 100% of kind aspect apart" in problem for problem in check(model).problems)
+
+
+def test_a_test_set_without_a_word_is_reported(corpus, model):
+    row = json.loads((corpus.folder / "test.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    corpus.write("test.jsonl", [row | {"anchor": "???", "positive": "!!!", "negative": "..."}])
+    assert any("it holds no word: '???'" in problem for problem in check(model).problems)
 
 
 def test_what_nobody_reviewed_is_noted(corpus, model):
@@ -206,9 +214,11 @@ def test_freezing_raises_the_version_of_what_changed(corpus):
 def test_a_damaged_lock_or_a_missing_test_set_is_said(corpus):
     config = read_config("config/domains.yaml")
     (corpus.folder / "lock.json").write_text("{")
-    for act in (freeze, lambda config: check_frozen(config, Report())):
-        with pytest.raises(InputError, match=r"lock\.json: it is no lock of test sets\. Restore it"):
-            act(config)
+    report = Report()
+    check_frozen(config, report)
+    assert "lock.json: it is no lock of test sets. Restore it" in report.problems[0]
+    with pytest.raises(InputError, match=r"lock\.json: it is no lock of test sets"):
+        freeze(config)
     (corpus.folder / "lock.json").unlink()
     (corpus.folder / "test.jsonl").unlink()
     with pytest.raises(InputError, match=r"test\.jsonl: it cannot be read"):
@@ -248,6 +258,10 @@ def test_logs_of_other_formats_and_domains_without_a_recording_are_read(corpus, 
     (corpus.folder / "log.csv").write_text("question\nhow to sing\n", encoding="utf-8")
     problems = check_corpora(read_config("config/domains.yaml", "over.yaml"), model).problems
     assert problems == ["log.csv, line 2: no query"]
+    # Queries that nothing was written for must not be test texts either, and a short one is no reason to stop.
+    (corpus.folder / "log.csv").write_text("query\nok\nsymptoms of gout\n?!\n", encoding="utf-8")
+    problems = check_corpora(read_config("config/domains.yaml", "over.yaml"), model).problems
+    assert [problem.split(":")[0] for problem in problems] == ["log.csv, line 4", "log.csv, line 3"]
 
 
 def test_the_command_fails_on_a_problem_only_and_freezes_nothing_then(corpus, capsys):

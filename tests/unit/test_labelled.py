@@ -118,6 +118,10 @@ def test_the_command_prints_the_change_that_an_adapter_makes(tmp_path, base, cap
         ([{"a": "x", "b": "y"}], r"p\.jsonl, line 1: neither a pair nor a triplet \(found: a, b\)"),
         ([{"a": "x", "b": "y", "label": 2}], r"p\.jsonl, line 1: the label is 2\. Give 0 or 1"),
         ([{"a": "x", "b": None, "label": 1}], r"p\.jsonl, line 1: one of its texts is missing"),
+        (
+            [{"a": "x", "b": "y", "label": 1}, {"a": "Y", "b": "x?", "label": 0}],
+            r"p\.jsonl: a pair stands in it with both labels: x \| y",
+        ),
         ([{"a": "x", "b": "??", "label": 1}], r"p\.jsonl, line 1: one of its texts is missing"),
         (
             [{"a": "x", "b": "y", "label": 1}, {"anchor": "x", "positive": "y", "negative": "z"}],

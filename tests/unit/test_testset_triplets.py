@@ -3,7 +3,7 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachelora.config import Queries
@@ -195,6 +195,7 @@ def test_triplets_that_share_a_text_share_a_group(tmp_path):
     assert first != second
 
 
+@settings(deadline=None)  # it writes a file
 @given(
     triplets=st.lists(st.lists(st.integers(0, 40), min_size=3, max_size=3, unique=True), min_size=2, max_size=15),
     share=st.floats(0.1, 0.9),
