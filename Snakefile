@@ -13,6 +13,7 @@ include: "workflow/rules/augment.smk"
 include: "workflow/rules/testset.smk"
 include: "workflow/rules/triplets.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/sweep.smk"
 include: "workflow/rules/merge.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/benchmark.smk"
@@ -31,8 +32,6 @@ localrules:
 rule all:
     default_target: True
     input:
-        "<results>/benchmark.csv",
-        "<results>/benchmark.md",
-        get_deployed(),
+        get_final_output(),
     message:
-        "Everything: the benchmark table and the model to deploy."
+        "Everything: the benchmark table and the model to deploy, or the table of a sweep."

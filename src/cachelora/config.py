@@ -1,5 +1,6 @@
 """The configuration: one model that gives the defaults, the checks, the JSON schema and the documentation."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,9 @@ from cachelora.errors import ConfigError
 
 RESERVED_NAMES = ("base", "joint")
 """Model ids that the workflow gives itself; no domain and no merge may take them."""
+
+
+_TRIAL = "sweep-"
 
 
 def _check_name(name: str) -> str:
@@ -160,9 +164,15 @@ class Triplets(_Section):
     )
 
 
+LossName = Literal["ranking", "cosent", "online_contrastive", "bce", "distillation"]
+
+
 class Train(_Section):
     """The training recipe."""
 
+    full: bool = Field(
+        False, description="Train all weights instead of an adapter: a control, and no adapter to merge."
+    )
     rank: int = Field(16, ge=1, description="Rank of the LoRA update.")
     alpha: int = Field(32, ge=1, description="The update is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
@@ -170,17 +180,109 @@ class Train(_Section):
         ["query", "key", "value", "dense"], min_length=1, description="Linear layers that get an update."
     )
     learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     warmup_share: Share = Field(0.1, description="Share of the steps over which the learning rate rises.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Its course after that.")
-    epochs: int = Field(2, ge=1, description="Passes over the rows.")
-    batch_size: int = Field(32, ge=2, description="Rows a step; no two of one group.")
-    negatives_per_row: int = Field(1, ge=1, description="Hard negatives a row brings, drawn anew each epoch.")
-    temperature: float = Field(0.07, gt=0, description="Divides the cosines in the loss (MNR).")
+    epochs: int = Field(3, ge=1, description="Passes over the groups.")
+    batch_size: int = Field(32, ge=2, description="Groups a step, of all processes together.")
+    grouped: bool = Field(
+        True,
+        description="Whether the rows of a group stay together. Without, each row counts as a group, and siblings that "
+        "meet in a batch are taken for negatives: a control.",
+    )
+    equivalents: int = Field(4, ge=2, description="Equivalent texts drawn of a group each epoch.")
+    negatives: int = Field(5, ge=0, description="Hard negatives drawn of a group each epoch.")
+    losses: dict[LossName, Annotated[float, Field(gt=0)]] = Field(
+        {"ranking": 1.0},
+        min_length=1,
+        description="The losses and their weights in the sum (`cachelora.train.losses`).",
+    )
+    temperature: float = Field(0.07, gt=0, description="Divides the cosines in the losses.")
+    hardness: float = Field(0.0, ge=0, description="Extra weight of hard negatives in `ranking`.")
+    calibration: float = Field(
+        16.0,
+        ge=0,
+        description="How much the hard negatives of all anchors of a batch weigh in `ranking` beside an "
+        "anchor's own: one threshold for all.",
+    )
+    guided: bool = Field(
+        False, description="Whether `ranking` leaves out texts of other groups that the base model finds too near."
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="The gradient is clipped to this norm.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of the forward pass; `auto` is bfloat16 where the hardware has it."
     )
+    mini_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Keep the activations of so many texts at once (GradCache), for a second forward pass; null: of "
+        "the whole batch.",
+    )
+    processes: int = Field(
+        1, ge=1, description="Data-parallel processes, each on a GPU of its own where there are any."
+    )
     evaluations_per_epoch: int = Field(1, ge=1, description="How often the validation set is looked at.")
+    validation_groups: int = Field(500, ge=1, description="Most validation groups that are looked at, of a domain.")
+    most_lost_similarity: float = Field(
+        0.05,
+        ge=0,
+        description="A checkpoint whose mean positive similarity is further below the base model's comes last.",
+    )
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> "Train":
+        """Refuse a batch that cannot be shared evenly."""
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.processes} processes: change one")
+        return self
+
+
+class Model(_Section):
+    """A further trained model: a recipe, a seed, a choice of domains."""
+
+    domains: list[str] | None = Field(None, min_length=1, description="What it is trained on; default: all domains.")
+    seed: int | None = Field(None, ge=0, le=2**32 - 1, description="Its seed; default: the one above.")
+    train: dict[str, Any] = Field({}, description="What differs from the section `train`.")
+
+
+class Sweep(_Section):
+    """A search for settings: a training for each combination, compared on the validation split alone."""
+
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        {}, description="Keys of `train` with the values to try, in every combination."
+    )
+    trials: list[dict[str, Any]] = Field(
+        [], description="Further changes of `train` to try; `{}` is the recipe as it is."
+    )
+    domains: list[str] | None = Field(
+        None, min_length=1, description="What trials are trained on; default: all domains."
+    )
+    seeds: list[int] | None = Field(
+        None, min_length=1, description="Each is trained with each of these seeds; default: the one above."
+    )
+
+    @model_validator(mode="after")
+    def _check_trials(self) -> "Sweep":
+        """Refuse a sweep of nothing."""
+        if not self.grid and not self.trials:
+            raise ValueError("there is nothing to try: give `grid` or `trials`")
+        return self
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """What is tried, each as changes of `train`."""
+        grid = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        return [*(grid if self.grid else []), *self.trials]
+
+
+class TrainedModel(BaseModel):
+    """What a model is trained on and how, everything filled in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    domains: list[str]
+    seed: int
+    train: Train
 
 
 class Merge(_Section):
@@ -224,6 +326,10 @@ class Config(_Section):
     testset: Testset = Testset()
     triplets: Triplets = Triplets()
     train: Train = Train()
+    models: dict[FreeName, Model] = Field(
+        {}, description="Further trained models, beside one for each domain and `joint`."
+    )
+    sweep: Sweep | None = Field(None, description="A search for settings of `train`, done instead of the table.")
     merges: dict[FreeName, Merge] = Field({}, description="The weight merges; each becomes a model of its name.")
     evaluate: Evaluate = Evaluate()
     deploy: Deploy = Deploy()
@@ -248,13 +354,74 @@ class Config(_Section):
                 )
         if not self.adapter_domains:
             raise ConfigError("domains", "none of them gets an adapter", "Leave `adapter` out of one of them")
+        for section, taken in (("models", [*self.domains]), ("merges", [*self.domains, *self.models])):
+            for name in getattr(self, section):
+                if name in taken:
+                    raise ConfigError(
+                        f"{section}.{name}", "there is a domain or model of this name", "Rename one of the two"
+                    )
+                if name.startswith(_TRIAL):
+                    raise ConfigError(f"{section}.{name}", f"'{_TRIAL}' begins the names of trials", "Rename it")
         for name in self.merges:
-            if name in self.domains:
-                raise ConfigError(f"merges.{name}", "there is a domain of this name", "Rename one of the two")
-        models = [*self.adapter_domains, "joint", *self.merges]
-        if self.deploy.model not in models:
-            raise ConfigError("deploy.model", f"unknown model '{self.deploy.model}'", f"Use one of {_listed(models)}")
+            if full := [domain for domain in self.adapter_domains if self.trained_models[domain].train.full]:
+                raise ConfigError(f"merges.{name}", f"{full[0]} is trained in full", "Set train.full only in models.*")
+        adapters = [name for name, model in self.trained_models.items() if not model.train.full]
+        if self.deploy.model not in [*adapters, *self.merges]:
+            raise ConfigError(
+                "deploy.model",
+                f"unknown model '{self.deploy.model}'",
+                f"Use one of {_listed([*adapters, *self.merges])}",
+            )
+        _ = self.trials
         return self
+
+    @property
+    def trained_models(self) -> dict[str, TrainedModel]:
+        """What is trained, by model id: a model for each domain, ``joint`` and those of ``models``."""
+        found = {name: TrainedModel(domains=[name], seed=self.seed, train=self.train) for name in self.adapter_domains}
+        found["joint"] = TrainedModel(domains=[*self.domains], seed=self.seed, train=self.train)
+        for name, model in self.models.items():
+            found[name] = TrainedModel(
+                domains=self._known_domains(model.domains, f"models.{name}.domains"),
+                seed=self.seed if model.seed is None else model.seed,
+                train=self._train_with(model.train, f"models.{name}.train"),
+            )
+        return found
+
+    @property
+    def trials(self) -> dict[str, TrainedModel]:
+        """The trials of the sweep, by model id; none without a sweep."""
+        if self.sweep is None:
+            return {}
+        domains = self._known_domains(self.sweep.domains, "sweep.domains")
+        seeds = itertools.cycle(self.sweep.seeds or [self.seed])
+        return {
+            name: TrainedModel(domains=domains, seed=next(seeds), train=self._train_with(changes, "sweep"))
+            for name, changes in self.trial_changes.items()
+        }
+
+    @property
+    def trial_changes(self) -> dict[str, dict[str, Any]]:
+        """What each trial of the sweep changes of the recipe, by model id; the seeds of a combination in a row."""
+        if self.sweep is None:
+            return {}
+        each = len(self.sweep.seeds or [self.seed])
+        changes = [change for change in self.sweep.changes for _ in range(each)]
+        return {f"{_TRIAL}{number:03d}": change for number, change in enumerate(changes, start=1)}
+
+    def _known_domains(self, domains: list[str] | None, key: str) -> list[str]:
+        """Return the named domains, or all."""
+        for name in domains or []:
+            if name not in self.domains:
+                raise ConfigError(key, f"unknown domain '{name}'", f"Use some of {_listed(self.domains)}")
+        return domains or [*self.domains]
+
+    def _train_with(self, changes: dict[str, Any], key: str) -> Train:
+        """Lay changes over the section `train`; a change replaces a value whole."""
+        try:
+            return Train.model_validate({**self.train.model_dump(), **changes})
+        except ValidationError as error:
+            raise _config_error(error, key) from None
 
     @property
     def adapter_domains(self) -> list[str]:
@@ -283,8 +450,8 @@ def parse(config: dict[str, Any]) -> Config:
     Parameters
     ----------
     config : dict
-        What the YAML files hold, overlays merged. A domain, engine, base model or merge that an overlay sets to null
-        is removed.
+        What the YAML files hold, overlays merged. A domain, engine, base model, model or merge that an overlay sets to
+        null is removed.
 
     Returns
     -------
@@ -297,7 +464,7 @@ def parse(config: dict[str, Any]) -> Config:
         If a key is unknown or missing, or a value is not allowed; with the key's full name.
     """
     config = dict(config)
-    for section in ("base_models", "domains", "engines", "merges"):
+    for section in ("base_models", "domains", "engines", "models", "merges"):
         if isinstance(config.get(section), dict):
             config[section] = {name: value for name, value in config[section].items() if value is not None}
     try:
@@ -360,19 +527,19 @@ def json_schema() -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-def _config_error(error: ValidationError) -> ConfigError:
+def _config_error(error: ValidationError, above: str = "") -> ConfigError:
     """Turn the first problem that pydantic found into a message for the person who edits the file."""
     problems = error.errors(include_url=False, include_context=True)
     problem = problems[0]
     # Pydantic puts the tag of a union and "[key]" into the path; the file has neither.
-    path = [str(part) for part in problem["loc"] if part != "[key]"]
+    path = [*filter(None, above.split(".")), *(str(part) for part in problem["loc"] if part != "[key]")]
     if len(path) > 2 and path[0] == "engines" and path[2] in ("recorded", "llamacpp"):
         del path[2]
     key = ".".join(path) or "config"
     more = f" ({len(problems) - 1} more problems follow)" if len(problems) > 1 else ""
     match problem["type"]:
         case "extra_forbidden":
-            known = _listed(_section_fields(path[:-1]))
+            known = _listed(Train.model_fields if above else _section_fields(path[:-1]))
             return ConfigError(key, f"unknown key '{path[-1]}'", f"Use one of {known}, or remove it{more}")
         case "missing":
             return ConfigError(key, "missing", f"Set it{more}")
@@ -400,8 +567,9 @@ def _section_fields(path: list[str]) -> list[str]:
         # A mapping of names to sections: the name leads to the section, whichever it is.
         arguments = getattr(section, "__args__", ())
         section = arguments[-1] if arguments else section
-    if isinstance(section, type) and issubclass(section, BaseModel):
-        return list(section.model_fields)
+    for variant in (section, *getattr(section, "__args__", ())):
+        if isinstance(variant, type) and issubclass(variant, BaseModel):
+            return list(variant.model_fields)
     return sorted({name for variant in (RecordedEngine, LlamaCppEngine) for name in variant.model_fields})
 
 

@@ -67,6 +67,27 @@ def average_precision(positive: np.ndarray, negative: np.ndarray, weights: np.nd
     return (steps * hits / np.maximum(hits + false_hits, 1e-12)).sum(axis=1) / hits[:, -1]
 
 
+def p_chr_auc(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the area under precision against cache-hit ratio (P-CHR AUC, arXiv:2606.19719).
+
+    The threshold goes down over the distinct cosines. At each, the cache-hit ratio is the share of all pairs that hit,
+    and precision the share of hits that are right; between two, precision runs straight; before the first, it is the
+    first's.
+
+    Parameters and returns are those of :func:`positive_similarity`.
+    """
+    hits, false_hits = _hits_by_threshold(positive, negative, weights)
+    made = hits + false_hits
+    precision = hits / np.maximum(made, 1e-12)
+    ratio = made / made[:, -1:]
+    # Bootstrap weights of zero leave thresholds without a hit at the start; their precision is the first real one.
+    first = np.argmax(made > 0, axis=1)
+    precision = np.where(made > 0, precision, precision[np.arange(len(made)), first][:, np.newaxis])
+    steps = np.diff(ratio, axis=1, prepend=0.0)
+    before = np.concatenate([precision[:, :1], precision[:, :-1]], axis=1)
+    return (steps * (precision + before) / 2).sum(axis=1)
+
+
 def recall_at_budget(budget: float) -> Metric:
     """Make the metric "recall at a false-hit budget".
 
@@ -131,6 +152,7 @@ def registry(false_hit_budget: float) -> dict[str, Metric]:
         "negative_similarity": negative_similarity,
         "accuracy": accuracy,
         "ap": average_precision,
+        "p_chr_auc": p_chr_auc,
         "recall_at_budget": recall_at_budget(false_hit_budget),
         "hit_ratio_at_budget": hit_ratio_at_budget(false_hit_budget),
     }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapter_config.json")
+FULL_WEIGHTS = "model.safetensors"
 
 
 def base_folder(settings: BaseModelSource) -> Path:
@@ -119,14 +120,14 @@ def _hub_folder(source: str, name: str) -> Path:
 def load_model(
     settings: BaseModelSource, adapter: str | Path | None, device: str | None = "cpu"
 ) -> "SentenceTransformer":
-    """Load a base model, with or without an adapter.
+    """Load a base model, as it is, with an adapter, or with the weights of a full fine-tune.
 
     Parameters
     ----------
     settings : BaseModelSource
         The base model.
     adapter : str, Path or None
-        Folder of an adapter, verified before it is loaded.
+        Folder of an adapter or of a full fine-tune, verified before it is loaded.
     device : str or None
         Where it computes. Only a job that has asked for a GPU may pass None: the GPU if there is one.
 
@@ -141,14 +142,16 @@ def load_model(
         As :func:`base_folder` and :func:`cachelora.manifest.verify`; also if the adapter does not fit the model.
     """
     folder = base_folder(settings)
+    full = adapter is not None and Path(adapter, FULL_WEIGHTS).is_file()
     if adapter is not None:
-        config = verify(adapter, ADAPTER_FILES).get("config")
+        config = verify(adapter, (FULL_WEIGHTS,) if full else ADAPTER_FILES).get("config")
         trained_on = config.get("base_sha256") if isinstance(config, dict) else None
         # An adapter fits any model of its base's shape, and makes nonsense of it.
         if trained_on not in (None, sha256_of(folder / "model.safetensors")):
             raise DamagedError(
                 str(adapter), f"it was trained on other weights than those of {settings.source}", "Use its base model"
             )
+    from safetensors.torch import load_file
     from sentence_transformers import SentenceTransformer
 
     try:
@@ -161,7 +164,10 @@ def load_model(
     _check_weights_fit(model, folder, settings.source)
     if adapter is not None:
         try:
-            model.load_adapter(str(adapter))
+            if full:
+                model.transformers_model.load_state_dict(load_file(Path(adapter, FULL_WEIGHTS)))
+            else:
+                model.load_adapter(str(adapter))
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             first = str(error).strip().partition("\n")[0]
             raise DamagedError(

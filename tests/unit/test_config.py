@@ -30,7 +30,7 @@ DOMAIN = {"queries": "q.jsonl", "recording": "r.jsonl"}
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("train/learnin_rate", 1, r"^train\.learnin_rate: unknown key 'learnin_rate'\. Use one of rank, "),
+        ("train/learnin_rate", 1, r"^train\.learnin_rate: unknown key 'learnin_rate'\. Use one of full, rank, "),
         ("trian", {}, r"^trian: unknown key 'trian'\. Use one of pathvars, seed"),
         ("domains/law/querys", "x", r"^domains\.law\.querys: unknown key 'querys'\. Use one of queries, recording"),
         ("domains/a", {}, r"^domains\.a\.queries: missing\. Set it"),
@@ -47,10 +47,28 @@ DOMAIN = {"queries": "q.jsonl", "recording": "r.jsonl"}
         ("engines/x", {"type": "llamacpp"}, r"^engines\.x\.model: missing"),
         ("engines/x", {"type": "llamacpp", "model": "m", "tempo": 1}, r"^engines\.x\.tempo: unknown key 'tempo'"),
         ("domains/law/recording", None, r"^domains\.law\.recording: missing, and engine 'recorded' replays"),
-        ("merges/law", {"method": "svd", "weight": 1}, r"^merges\.law: there is a domain of this name"),
+        ("merges/law", {"method": "svd", "weight": 1}, r"^merges\.law: there is a domain or model of this name"),
         ("merges/m", {"method": "cat", "weight": 1}, r'^merges\.m\.method: "cat" is not allowed'),
         ("domains", {"a": DOMAIN | {"adapter": False}}, r"^domains: none of them gets an adapter"),
         ("domains/law/adapter", "maybe", r'^domains\.law\.adapter: "maybe" is not allowed'),
+        ("models/law", {}, r"^models\.law: there is a domain or model of this name"),
+        ("models/joint", {}, r"^models\.joint: 'joint' is reserved"),
+        ("models/sweep-1", {}, r"^models\.sweep-1: 'sweep-' begins the names of trials"),
+        ("models/m", {"domains": ["tax"]}, r"^models\.m\.domains: unknown domain 'tax'\. Use some of medical"),
+        ("models/m", {"train": {"rnk": 1}}, r"^models\.m\.train\.rnk: unknown key 'rnk'\. Use one of full, rank"),
+        ("models/m", {"train": {"rank": 0}}, r"^models\.m\.train\.rank: 0 is not allowed"),
+        ("sweep", {"grid": {"rnk": [1]}}, r"^sweep\.rnk: unknown key 'rnk'\. Use one of full, rank"),
+        ("sweep", {"grid": {"rank": []}}, r"^sweep\.grid\.rank: \[\] is not allowed"),
+        (
+            "sweep",
+            {"grid": {"rank": [1]}, "gird": {}},
+            r"^sweep\.gird: unknown key 'gird'\. Use one of grid, trials, ",
+        ),
+        ("sweep", {"trials": [{"rank": 0}]}, r"^sweep\.rank: 0 is not allowed"),
+        ("sweep", {"seeds": [1]}, r"^sweep: there is nothing to try\. Give"),
+        ("train/losses", {"triplet": 1}, r"^train\.losses\.triplet"),
+        ("train/processes", 3, r"^train: batch_size 32 cannot be shared by 3 processes: change one|cannot be shared"),
+        ("train/full", True, r"^merges\.merge-svd: medical is trained in full"),
         ("deploy/model", "x", r"^deploy\.model: unknown model 'x'\. Use one of medical"),
         ("train/rank", "many", r'^train\.rank: "many" is not allowed'),
         ("train/rank", 0, r"^train\.rank: 0 is not allowed"),
@@ -81,6 +99,27 @@ def test_mistakes_are_named_by_key(config, path, value, message):
 def test_an_overlay_removes_entries_by_null(config):
     settings = parse(change(config, "domains/law", None))
     assert list(settings.domains) == ["medical", "programming", "psychology", "general"]
+
+
+def test_models_and_trials_fill_in_what_they_leave_out(config):
+    config = change(config, "models/again", {"seed": 14, "domains": ["law"], "train": {"losses": {"bce": 1}}})
+    config["sweep"] = {"grid": {"rank": [2, 4], "learning_rate": [1e-3]}, "seeds": [1, 2]}
+    settings = parse(config)
+    models = settings.trained_models
+    assert list(models) == ["medical", "law", "programming", "psychology", "joint", "again"]
+    assert models["law"].domains == ["law"] and models["joint"].domains == list(settings.domains)
+    assert (models["again"].seed, models["again"].domains, models["again"].train.losses) == (14, ["law"], {"bce": 1})
+    assert models["again"].train.rank == settings.train.rank
+    trials = settings.trials
+    assert [(name, trial.seed, trial.train.rank) for name, trial in trials.items()] == [
+        ("sweep-001", 1, 2), ("sweep-002", 2, 2), ("sweep-003", 1, 4), ("sweep-004", 2, 4),
+    ]  # fmt: skip
+    assert settings.trial_changes["sweep-003"] == {"rank": 4, "learning_rate": 1e-3}
+    config["sweep"] = {"trials": [{}, {"negatives": 0}]}
+    trials = parse(config).trials
+    assert [(trial.seed, trial.train.negatives) for trial in trials.values()] == [
+        (settings.seed, settings.train.negatives), (settings.seed, 0),
+    ]  # fmt: skip
 
 
 def test_every_default_is_allowed(config):

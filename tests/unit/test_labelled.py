@@ -13,11 +13,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from cachelora.cli import main
 from cachelora.config import Train
 from cachelora.errors import InputError
+from cachelora.files import write_table
 from cachelora.labelled import measure_labelled, read_labelled
 from cachelora.manifest import write_manifest
 from cachelora.models import base_digest, encode_texts, load_model
 from cachelora.schemas import TRIPLETS
-from cachelora.train import train_adapter
+from cachelora.train import Training, train_model
 
 SHARED = ROOT.parent / "shared/data/labelled"
 PAIRS = [
@@ -76,7 +77,7 @@ def test_labels_of_a_csv_file_are_read(tmp_path):
 def test_the_command_prints_the_change_that_an_adapter_makes(tmp_path, base, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     adapter = tmp_path / "adapter"
-    settings = Train(rank=2, epochs=2, batch_size=4, negatives_per_row=1, precision="float32")
+    settings = Train(rank=2, epochs=2, batch_size=4, precision="float32")
     rows = [
         (
             f"activate {topic} for me",
@@ -99,7 +100,9 @@ def test_the_command_prints_the_change_that_an_adapter_makes(tmp_path, base, cap
     triplets = pd.DataFrame(
         [(*row, str(n), "validation" if n < 3 else "train") for n, row in enumerate(rows)], columns=TRIPLETS.names
     )
-    train_adapter(load_model(base, None), {"toy": triplets}, settings, 1, base.name, adapter)
+    write_table(tmp_path / "toy.parquet", triplets, TRIPLETS)
+    toy = {"toy": str(tmp_path / "toy.parquet")}
+    train_model(Training(base, toy, settings, 1, str(adapter), str(tmp_path / "state")))
     write_manifest(adapter, {"base_sha256": base_digest(base)}, [], time.monotonic())
     tests = [{"anchor": a, "positive": p, "negative": n[0]["text"]} for a, p, n in rows]
     path = write(tmp_path / "t.jsonl", tests)

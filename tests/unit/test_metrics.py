@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import auc, average_precision_score
 
 from cachelora.metrics import (
     accuracy,
@@ -12,6 +12,7 @@ from cachelora.metrics import (
     interval,
     margin,
     negative_similarity,
+    p_chr_auc,
     positive_similarity,
     recall_at_budget,
     registry,
@@ -46,6 +47,26 @@ def test_by_hand():
     assert hit_ratio_at_budget(0.25)(POSITIVE, NEGATIVE, ONCE)[0] == pytest.approx(3 / 8)
     # None may: the threshold is above .8.
     assert recall_at_budget(0.2)(POSITIVE, NEGATIVE, ONCE)[0] == pytest.approx(0.25)
+
+
+def test_p_chr_auc_by_hand():
+    # Ranked: .9+ .8- .7+ .6- .5+ .2+- .1-; hit ratios in eighths, the tie in one step.
+    ratios = [0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, 7 / 8, 1]
+    precisions = [1, 1, 1 / 2, 2 / 3, 2 / 4, 3 / 5, 4 / 7, 4 / 8]
+    assert p_chr_auc(POSITIVE, NEGATIVE, ONCE)[0] == pytest.approx(np.trapezoid(precisions, ratios))
+
+
+@given(weighted())
+def test_p_chr_auc_is_the_area_that_scikit_learn_finds(case):
+    positive, negative, weights = case
+    w = weights[0]
+    points = []
+    for threshold in sorted({*positive, *negative}, reverse=True):
+        hits, false_hits = w[positive >= threshold].sum(), w[negative >= threshold].sum()
+        if hits + false_hits:
+            points.append(((hits + false_hits) / (2 * w.sum()), hits / (hits + false_hits)))
+    points = [(0.0, points[0][1]), *points]
+    assert p_chr_auc(positive, negative, weights)[0] == pytest.approx(auc(*zip(*points, strict=True)))
 
 
 @given(weighted())

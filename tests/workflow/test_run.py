@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import copy_workflow
 
 TINY = ("--configfile", "config/presets/tiny.yaml")
@@ -119,12 +120,12 @@ def test_changing_one_domains_queries_reruns_its_chain_only(again):
         *(f"Evaluating {model} on minilm-l6." for model in ("law", "joint", "merge-svd")),
         "Merging joint into minilm-l6, for use without peft.",
         "Writing the benchmark table.",
-        "Everything: the benchmark table and the model to deploy.",
+        "Everything: the benchmark table and the model to deploy, or the table of a sweep.",
     }
 
 
 def test_a_changed_comment_reruns_nothing(again):
-    again.edit("src/cachelora/train.py", lambda text: text + "\n# A comment.\n")
+    again.edit("src/cachelora/train/batches.py", lambda text: text + "\n# A comment.\n")
     again.edit("workflow/scripts/queries.py", lambda text: "# A comment.\n" + text)
     assert again.planned(*TINY) == set()
 
@@ -133,7 +134,7 @@ def test_changed_code_reruns_its_stage(again):
     again.edit("src/cachelora/benchmark.py", lambda text: text.replace('"# Benchmark"', '"# The benchmark"'))
     assert again.planned(*TINY) == {
         "Writing the benchmark table.",
-        "Everything: the benchmark table and the model to deploy.",
+        "Everything: the benchmark table and the model to deploy, or the table of a sweep.",
     }
     again.edit("workflow/scripts/train.py", lambda text: text + "\nchanged = True\n")
     planned = again.planned(*TINY)
@@ -145,6 +146,33 @@ def test_a_changed_recipe_reruns_the_training(again):
     planned = again.planned(*TINY, "--config", 'train={"learning_rate": 0.001}')
     assert "Training the adapter law on minilm-l6." in planned
     assert "Grouping the triplets of law." not in planned
+
+
+def test_a_sweep_compares_its_trials_and_reads_no_test_set(again):
+    sweep = {"grid": {"rank": [2, 4]}, "domains": ["law"], "seeds": [1]}
+    arguments = (*TINY, "--config", f"sweep={json.dumps(sweep)}")
+    assert not any(message.startswith(("Evaluating", "Merging", "Writing")) for message in again.planned(*arguments))
+    result = again.run(*arguments)
+    assert result.returncode == 0, result.stdout
+    folder = again.folder / "results/tiny/sweep"
+    table = pd.read_csv(folder / "minilm-l6.csv")
+    assert sorted(table["changed"]) == ['{"rank": 2}', '{"rank": 4}']
+    choice = yaml.safe_load((folder / "minilm-l6.yaml").read_text())
+    assert choice == {"train": json.loads(table["changed"][0])}
+    assert again.planned(*arguments) == set()
+
+
+def test_data_parallel_training_is_asked_for_by_the_config(again):
+    changes = ("--config", 'train={"processes": 2}')
+    target = "results/tiny/models/minilm-l6/law/metrics.json"
+    result = again.run(*TINY, *changes, "--resources", "gpu=2", "--", target)
+    assert result.returncode == 0, result.stdout
+    metrics = json.loads((again.folder / target).read_text())
+    assert metrics["device"]["processes"] == 2
+    log = (again.folder / "logs/tiny/train/minilm-l6/law.log").read_text()
+    assert log.count("step 0 of") == 1
+    assert (again.folder / "results/tiny/training/minilm-l6/law.svg").read_text().startswith("<?xml")
+    assert not (again.folder / "results/tiny/state/train/minilm-l6/law").exists()
 
 
 def test_a_damaged_adapter_is_refused_and_leaves_no_result(again):

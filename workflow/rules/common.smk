@@ -54,6 +54,9 @@ MODEL_FILES = (
     "metrics.json",
     "manifest.json",
 )
+FULL_MODEL_FILES = ("model.safetensors", "metrics.json", "manifest.json")
+
+trained = settings.trained_models | settings.trials
 
 
 def alternatives(names):
@@ -102,15 +105,36 @@ def get_testsets():
     return expand("<results>/testset/{domain}.parquet", domain=settings.domains)
 
 
+def trained_in_full(full):
+    """List the trained models that are full fine-tunes, or those that are adapters."""
+    return [name for name, model in trained.items() if model.train.full == full]
+
+
 def get_triplets(wildcards):
-    """List the triplets that a model is trained on: those of its domain, or of all."""
-    domains = settings.domains if wildcards.model == "joint" else [wildcards.model]
-    return expand("<results>/triplets/{domain}.parquet", domain=domains)
+    """List the triplets that a model is trained on."""
+    return expand(
+        "<results>/triplets/{domain}.parquet", domain=trained[wildcards.model].domains
+    )
+
+
+def training_state(wildcards, output):
+    """Name the folder of a training's checkpoints."""
+    results = Path(output.log).parents[2]
+    return str(results / "state/train" / wildcards.base / wildcards.model)
+
+
+def get_model_files(wildcards):
+    """List the files of a trained or merged model, its weights first."""
+    full = wildcards.model in trained_in_full(True)
+    return expand(
+        "<results>/models/{{base}}/{{model}}/{file}",
+        file=FULL_MODEL_FILES if full else MODEL_FILES,
+    )
 
 
 def get_models():
-    """List all models, the base model first."""
-    return ["base", *settings.adapter_domains, "joint", *settings.merges]
+    """List the models of the table, the base model first."""
+    return ["base", *settings.trained_models, *settings.merges]
 
 
 def get_deployed():
@@ -122,8 +146,15 @@ def get_deployed():
     )
 
 
+def get_final_output():
+    """List what the whole workflow is for. A sweep stops before the test sets: they are not for choosing."""
+    if settings.sweep:
+        return expand("<results>/sweep/{base}.md", base=settings.base_models)
+    return ["<results>/benchmark.csv", "<results>/benchmark.md", *get_deployed()]
+
+
 wildcard_constraints:
     domain=alternatives(settings.domains),
     base=alternatives(settings.base_models),
-    model=alternatives(get_models()),
+    model=alternatives([*get_models(), *settings.trials]),
     shard="[0-9]+",

@@ -29,7 +29,7 @@ rule evaluate:
     input:
         base=base_weights,
         testsets=get_testsets(),
-        adapter=expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
+        adapter=get_model_files,
         base_scores="<results>/evaluation/{base}/base.parquet",
     output:
         scores=ensure("<results>/evaluation/{base}/{model}.parquet", non_empty=True),

@@ -3,27 +3,46 @@ rule train:
         base=base_weights,
         triplets=get_triplets,
     output:
-        expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
+        model=expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
+        log="<results>/training/{base}/{model}.csv",
+        figure="<results>/training/{base}/{model}.svg",
     log:
         "<logs>/train/{base}/{model}.log",
     benchmark:
         "<results>/timing/train/{base}/{model}.tsv"
     wildcard_constraints:
-        model=alternatives([*settings.adapter_domains, "joint"]),
+        model=alternatives(trained_in_full(False)),
     conda:
         "../../envs/train.yaml"
     threads: 8
     resources:
         mem_mb=8000,
         runtime=240,
-        gpu=1,
+        gpu=lambda wildcards: trained[wildcards.model].train.processes,
         gpu_manufacturer="nvidia",
     params:
-        settings=section("train"),
+        settings=lambda wildcards: trained[wildcards.model].train.model_dump(
+            mode="json"
+        ),
         base=base_model,
-        seed=settings.seed,
+        seed=lambda wildcards: trained[wildcards.model].seed,
+        # Not an output: what is trained must survive a failed or killed job.
+        state=training_state,
         code=stage_code("train"),
     message:
         "Training the adapter {wildcards.model} on {wildcards.base} (progress: {log})."
     script:
         "../scripts/train.py"
+
+
+use rule train as train_full with:
+    output:
+        model=expand(
+            "<results>/models/{{base}}/{{model}}/{file}", file=FULL_MODEL_FILES
+        ),
+        log="<results>/training/{base}/{model}.csv",
+        figure="<results>/training/{base}/{model}.svg",
+    wildcard_constraints:
+        model=alternatives(trained_in_full(True)),
+    message:
+        "Training all weights of {wildcards.base} as {wildcards.model} (progress: {log})."

@@ -1,37 +1,46 @@
-"""Train an adapter on the triplets of one domain, or of all."""
+"""Train a model on the triplets of one domain, or of several."""
 
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from cachelora.config import BaseModelSource, Train
-from cachelora.files import read_table, write_json
+from cachelora.files import write_json
 from cachelora.job import logged
 from cachelora.manifest import write_manifest
-from cachelora.models import base_digest, load_model
-from cachelora.schemas import TRIPLETS
-from cachelora.train import train_adapter
+from cachelora.models import base_digest
+from cachelora.train import Training, train_model
+from cachelora.train.curves import draw_training, write_training
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
+# Data-parallel processes import this file again.
 if __name__ == "__main__":
     with logged(snakemake.log[0]):
         started = time.monotonic()
-        torch.set_num_threads(snakemake.threads)
         settings, base = Train(**snakemake.params.settings), BaseModelSource(**snakemake.params.base)
-        triplets = {Path(path).stem: read_table(path, TRIPLETS) for path in snakemake.input.triplets}
-        folder = Path(snakemake.output[0]).parent
-        metrics = train_adapter(
-            load_model(base, None, device=None), triplets, settings, snakemake.params.seed, base.name, folder
+        folder = Path(snakemake.output.model[0]).parent
+        metrics = train_model(
+            Training(
+                base=base,
+                triplets={Path(path).stem: path for path in snakemake.input.triplets},
+                settings=settings,
+                seed=snakemake.params.seed,
+                folder=str(folder),
+                state=snakemake.params.state,
+                threads=snakemake.threads,
+                code=snakemake.params.code,
+            )
         )
+        write_training(snakemake.output.log, metrics)
+        draw_training(snakemake.output.figure, metrics, f"{snakemake.wildcards.model} on {snakemake.wildcards.base}")
         write_json(folder / "metrics.json", metrics)
         config = {
             "train": snakemake.params.settings,
             "base": snakemake.params.base,
             "base_sha256": base_digest(base),
             "seed": snakemake.params.seed,
+            "device": metrics["device"],
         }
         write_manifest(folder, config, snakemake.input.triplets, started)

@@ -1,0 +1,209 @@
+"""Batches of groups: what a step sees, and in which order.
+
+A batch holds groups, each with some of its equivalent texts and some of its hard negatives. Each distinct text is
+encoded once, and every pair of equivalents meets every hard negative: the product of seed document 003 ("Convert to
+triplet format") without its repetitions.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset, Features, List, Value
+from sentence_transformers.base.sampler import DefaultBatchSampler
+
+from cachelora.config import Train
+from cachelora.errors import TrainingError
+
+_FEATURES = Features(
+    {name: List(Value("string")) for name in ("texts", "negatives")}
+    | {"group": Value("string"), "number": Value("int64")}
+)
+_ROWS_AT_ONCE = 10_000
+_MOST_REPEATS = 4
+
+
+def read_items(
+    triplets: Mapping[str, str | Path], grouped: bool, folder: str | Path
+) -> tuple[Dataset, dict[str, range]]:
+    """Read what batches are made of, without holding the rows in memory.
+
+    Parameters
+    ----------
+    triplets : mapping of str to (str or Path)
+        Parquet files by domain, in the columns of :data:`cachelora.schemas.TRIPLETS`, the rows of a group together.
+    grouped : bool
+        Whether an item is a group. Otherwise each row is an item of its own, and rows of one group can meet in a batch
+        as false negatives of one another: a control.
+    folder : str or Path
+        Where the items are written to, to be read from disk.
+
+    Returns
+    -------
+    items : datasets.Dataset
+        The training split, with columns texts (the equivalent ones), negatives, group and number (of the item).
+    members : dict of str to range
+        The row numbers of each domain's items.
+
+    Raises
+    ------
+    TrainingError
+        If a domain has none.
+    """
+    members, first = {}, 0
+    for domain, path in triplets.items():
+        count = sum(1 for _ in _items({domain: path}, grouped))
+        if count == 0:
+            raise TrainingError("train", f"{domain} has no group to train on", "Give more queries")
+        members[domain] = range(first, first + count)
+        first += count
+    items = Dataset.from_generator(
+        _items,
+        features=_FEATURES,
+        cache_dir=str(folder),
+        gen_kwargs={"triplets": dict(triplets), "grouped": grouped},
+    )
+    return items, members
+
+
+def _items(triplets: Mapping[str, str | Path], grouped: bool) -> Iterator[dict[str, Any]]:
+    """Go through the training rows of the files and put those of one group together."""
+    number = 0
+    for domain, path in triplets.items():
+        for group, rows in groupby(_rows(path), key=lambda row: row["group"]):
+            for members in [list(rows)] if grouped else ([row] for row in rows):
+                yield {
+                    "texts": list(dict.fromkeys(text for row in members for text in (row["positive"], row["anchor"]))),
+                    "negatives": list(dict.fromkeys(item["text"] for row in members for item in row["negatives"])),
+                    "group": f"{domain} {group}",
+                    "number": number,
+                }
+                number += 1
+
+
+def _rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Go through the training rows of a file."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_ROWS_AT_ONCE):
+            yield from (row for row in batch.to_pylist() if row["split"] == "train")
+
+
+class BalancedSampler(DefaultBatchSampler):
+    """Batches of items in an order of their own each epoch, domains balanced.
+
+    Every domain gives all of its items. A smaller one gives them again, and a sample for the rest, until it has as many
+    as the largest, but at most four times: what is repeated more often is learnt by heart. The copies of an item are
+    spread over the epoch, and no batch holds an item twice. Batches are full: what is left over at the end of an epoch
+    comes in another place in the next.
+
+    Parameters
+    ----------
+    members : mapping of str to sequence of int
+        The item numbers of each domain.
+    batch_size : int
+        Items a step. All items make one batch if they are fewer.
+    seed : int
+        Seed of the order.
+    processes : int
+        Data-parallel processes that share a step: a batch is cut into as many parts, which follow one another.
+    """
+
+    def __init__(self, members: Mapping[str, Sequence[int]], batch_size: int, seed: int, processes: int = 1) -> None:
+        total = sum(map(len, members.values()))
+        part = max(1, min(batch_size, total) // processes)
+        super().__init__(range(total), batch_size=part, drop_last=True, seed=seed)
+        self._members = {domain: np.asarray(numbers) for domain, numbers in members.items()}
+        self._processes = processes
+        largest = max(map(len, self._members.values()))
+        self._draws = {domain: min(largest, _MOST_REPEATS * len(numbers)) for domain, numbers in self._members.items()}
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of the current epoch, or their parts, as item numbers."""
+        random = np.random.default_rng([self.seed, self.epoch])
+        numbers, places = [], []
+        for domain, members in self._members.items():
+            copies, rest = divmod(self._draws[domain], len(members))
+            for copy in range(copies + (rest > 0)):
+                drawn = random.permutation(members)[: rest if copy == copies else None]
+                numbers.append(drawn)
+                places.append((copy + random.random(len(drawn))) / (copies + (rest > 0)))
+        order = np.concatenate(numbers)[np.argsort(np.concatenate(places), kind="stable")]
+        whole = self.batch_size * self._processes
+        batch, waiting = {}, []
+        left = len(self) // self._processes
+        for number in order.tolist():
+            if number in batch:
+                waiting.append(number)
+                continue
+            batch[number] = None
+            if len(batch) == whole and left:
+                left -= 1
+                yield from self._parts(list(batch))
+                batch = dict.fromkeys(waiting)
+                waiting = []
+
+    def _parts(self, batch: list[int]) -> Iterator[list[int]]:
+        """Cut a batch into the parts of the processes."""
+        for start in range(0, len(batch), self.batch_size):
+            yield batch[start : start + self.batch_size]
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch, or of their parts; repeated items may make it one fewer."""
+        return sum(self._draws.values()) // (self.batch_size * self._processes) * self._processes
+
+
+class GroupCollator:
+    """Draws the texts of each group anew each epoch and tokenises a batch, sorted by length so that little is padded.
+
+    Parameters
+    ----------
+    preprocess : callable
+        The model's tokenisation of a list of texts.
+    sampler : BalancedSampler
+        The source of the batches; it knows the epoch.
+    settings : Train
+        ``equivalents`` and ``negatives``: the texts drawn of each group.
+    seed : int
+        Seed of the draw.
+    """
+
+    # Columns that hold the labels of pairs; a batch of groups has none.
+    valid_label_columns = ()
+
+    def __init__(self, preprocess: Any, sampler: BalancedSampler, settings: Train, seed: int) -> None:
+        self._preprocess = preprocess
+        self._sampler = sampler
+        self._settings = settings
+        self._seed = seed
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Make a batch.
+
+        Parameters
+        ----------
+        items : list of dict
+            Rows of the items, with their ``number``.
+
+        Returns
+        -------
+        dict
+            The tokens of the n distinct texts, and as ``label`` for each of them, shape (n, 2), the number of its item
+            and 1 for an equivalent text, 0 for a hard negative.
+        """
+        drawn = []
+        for item in items:
+            random = np.random.default_rng([self._seed, self._sampler.epoch, item["number"]])
+            for name, most, role in (
+                ("texts", self._settings.equivalents, 1),
+                ("negatives", self._settings.negatives, 0),
+            ):
+                chosen = random.permutation(len(item[name]))[:most]
+                drawn += [(item[name][place], item["number"], role) for place in chosen]
+        drawn.sort(key=lambda entry: len(entry[0]))
+        tokens = self._preprocess([text for text, _, _ in drawn])
+        label = torch.tensor([(number, role) for _, number, role in drawn])
+        return {f"text_{name}": value for name, value in tokens.items()} | {"label": label}

@@ -1,0 +1,216 @@
+"""The validation split: what is measured on it, and which checkpoint that chooses."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from transformers import TrainerCallback
+
+from cachelora.errors import TrainingError
+from cachelora.files import read_json, write_json
+from cachelora.metrics import accuracy, average_precision, margin, p_chr_auc, positive_similarity
+from cachelora.models import score_triplets
+
+_log = logging.getLogger(__name__)
+
+METRICS = {
+    "ap": average_precision,
+    "p_chr_auc": p_chr_auc,
+    "margin": margin,
+    "accuracy": accuracy,
+    "positive_similarity": positive_similarity,
+}
+
+
+def read_validation(path: str | Path, most_groups: int) -> pd.DataFrame:
+    """Read the validation triplets of a domain.
+
+    Parameters
+    ----------
+    path : str or Path
+        Parquet file in the columns of :data:`cachelora.schemas.TRIPLETS`.
+    most_groups : int
+        Read no more groups than that, so that neither memory nor time grows with the domain. Splits are drawn by hash,
+        so the first are as good as any.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A triplet for each row and each of its negatives, with columns anchor, positive, negative, kind, group.
+    """
+    found, groups = [], 0
+    with pq.ParquetFile(path) as file:
+        rows = (row for batch in file.iter_batches() for row in batch.to_pylist() if row["split"] == "validation")
+        for group, members in groupby(rows, key=lambda row: row["group"]):
+            groups += 1
+            if groups > most_groups:
+                break
+            found += [
+                (row["anchor"], row["positive"], negative["text"], negative["kind"], group)
+                for row in members
+                for negative in row["negatives"]
+            ]
+    return pd.DataFrame(found, columns=["anchor", "positive", "negative", "kind", "group"])
+
+
+def objective(metrics: Mapping[str, Any], base: Mapping[str, Any], most_lost: float) -> tuple[float, float, float]:
+    """Return what checkpoints and settings are chosen by; the larger, the better.
+
+    First, nothing is taken whose mean positive similarity lies further below the base model's than allowed: such a
+    model needs another threshold than the one that a cache has. Then the mean of AP and P-CHR AUC, over all domains and
+    `general` alike; then the margin.
+
+    Parameters
+    ----------
+    metrics, base : mapping
+        Validation metrics of a model and of its base model, as :class:`Validation` gives them.
+    most_lost : float
+        How much the mean positive similarity may fall.
+
+    Returns
+    -------
+    tuple of float
+        To be compared entry by entry.
+    """
+    lost = base["positive_similarity"] - metrics["positive_similarity"]
+    return (min(0.0, most_lost - lost), (metrics["ap"] + metrics["p_chr_auc"]) / 2, metrics["margin"])
+
+
+class Validation(BaseEvaluator):
+    """Measures a model on the validation split.
+
+    Parameters
+    ----------
+    triplets : mapping of str to pandas.DataFrame
+        Validation triplets by domain, as :func:`read_validation` gives them.
+    bfloat16 : bool
+        Whether to compute in bfloat16, as training does.
+    """
+
+    def __init__(self, triplets: Mapping[str, pd.DataFrame], bfloat16: bool) -> None:
+        super().__init__()
+        self._triplets = triplets
+        self._bfloat16 = bfloat16
+        self.primary_metric = "ap"
+        self.by_domain: dict[str, dict[str, float]] = {}
+        self.seconds = 0.0
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Return the mean of each metric over the domains, so that each counts the same."""
+        started = time.monotonic()
+        self.by_domain = {}
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=self._bfloat16):
+            for domain, triplets in self._triplets.items():
+                scores = score_triplets(model, triplets, batch_size=64)
+                pair = scores["positive_similarity"].to_numpy(), scores["negative_similarity"].to_numpy()
+                once = np.ones((1, len(scores)))
+                self.by_domain[domain] = {name: float(metric(*pair, once)[0]) for name, metric in METRICS.items()}
+        self.seconds += time.monotonic() - started
+        return {name: float(np.mean([found[name] for found in self.by_domain.values()])) for name in METRICS}
+
+
+class BestCheckpoint(TrainerCallback):
+    """Keeps the trained weights of the evaluation that :func:`objective` puts first.
+
+    The weights of an adapter are small, so they stay in memory. The base model at step 0 is not a candidate.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        The model in training.
+    parameters : mapping of str to torch.nn.Parameter
+        What is trained of it.
+    validation : Validation
+        The evaluator whose metrics decide.
+    most_lost : float
+        See :func:`objective`.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        parameters: Mapping[str, torch.nn.Parameter],
+        validation: Validation,
+        most_lost: float,
+    ) -> None:
+        self._model = model
+        self._parameters = parameters
+        self._validation = validation
+        self._most_lost = most_lost
+        self._weights: dict[str, torch.Tensor] = {}
+        self._best: Sequence[float] = ()
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Keep the weights if they are the best so far."""
+        if self.history and self.history[-1]["step"] == state.global_step:
+            return
+        found = {name: metrics[f"eval_{name}"] for name in METRICS}
+        if not math.isfinite(found["margin"]):
+            raise TrainingError(
+                "train", f"the embeddings are not numbers at step {state.global_step}", "Lower train.learning_rate"
+            )
+        self.history.append({"step": state.global_step, **found, "domains": self._validation.by_domain})
+        _log.info(
+            "step %d of %d: validation AP %.4f, P-CHR AUC %.4f, margin %.4f, accuracy %.4f",
+            state.global_step, state.max_steps, found["ap"], found["p_chr_auc"], found["margin"], found["accuracy"],
+        )  # fmt: skip
+        if state.global_step == 0:
+            return
+        score = objective(found, self.history[0], self._most_lost)
+        if score > tuple(self._best):
+            self._best, self.step = score, state.global_step
+            self._weights = {name: value.detach().cpu().clone() for name, value in self._parameters.items()}
+
+    def finish(self, state: Any) -> None:
+        """Evaluate the last step, unless that was done."""
+        if self.history[-1]["step"] != state.global_step:
+            found = self._validation(self._model)
+            self.on_evaluate(None, state, None, {f"eval_{name}": value for name, value in found.items()})
+
+    def restore(self) -> None:
+        """Put the kept weights back into the model."""
+        if self._best < objective(self.history[0], self.history[0], self._most_lost):
+            _log.warning("no evaluation was better than the base model's: look at data and learning rate")
+        with torch.no_grad():
+            for name, value in self._weights.items():
+                self._parameters[name].copy_(value)
+
+    def save(self, folder: str | Path) -> None:
+        """Write what is kept into a checkpoint.
+
+        Parameters
+        ----------
+        folder : str or Path
+            The checkpoint's folder.
+        """
+        if self._weights:
+            save_file(self._weights, Path(folder, "best.safetensors"))
+        write_json(Path(folder, "best.json"), {"step": self.step, "score": self._best, "history": self.history})
+
+    def load(self, folder: str | Path) -> None:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        folder : str or Path
+            The checkpoint's folder.
+        """
+        kept = read_json(Path(folder, "best.json"))
+        self.step, self._best, self.history = kept["step"], tuple(kept["score"]), kept["history"]
+        if self.step:
+            self._weights = load_file(Path(folder, "best.safetensors"))

@@ -1,0 +1,26 @@
+rule sweep:
+    input:
+        metrics=expand(
+            "<results>/models/{{base}}/{model}/metrics.json", model=settings.trials
+        ),
+    output:
+        table="<results>/sweep/{base}.csv",
+        report="<results>/sweep/{base}.md",
+        # To be laid over the configuration with --configfile.
+        choice="<results>/sweep/{base}.yaml",
+    log:
+        "<logs>/sweep/{base}.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        trials=settings.trial_changes,
+        most_lost=settings.train.most_lost_similarity,
+        code=stage_code("sweep"),
+    message:
+        "Comparing the trials on {wildcards.base}."
+    script:
+        "../scripts/sweep.py"
