@@ -183,7 +183,7 @@ def main() -> None:
         for number in range(arguments.rounds):
             rates["seeds"].append(len(rows) / seeds_seconds(base, rows, number))
             seconds, steps = our_seconds(base, path, settings, number, arguments.threads)
-            share = steps * settings.batch_size / len(drawn)
+            share = steps * min(settings.batch_size, len(drawn)) / len(drawn)
             rates["cachelora"].append(len(rows) * share / seconds)
             print(
                 f"round {number + 1}:", ", ".join(f"{name} {found[-1]:.1f} triplets/s" for name, found in rates.items())

@@ -257,7 +257,7 @@ class Sweep(_Section):
     domains: list[str] | None = Field(
         None, min_length=1, description="What trials are trained on; default: all domains."
     )
-    seeds: list[int] | None = Field(
+    seeds: list[Annotated[int, Field(ge=0, le=2**32 - 1)]] | None = Field(
         None, min_length=1, description="Each is trained with each of these seeds; default: the one above."
     )
 
@@ -266,6 +266,10 @@ class Sweep(_Section):
         """Refuse a sweep of nothing."""
         if not self.grid and not self.trials:
             raise ValueError("there is nothing to try: give `grid` or `trials`")
+        if self.seeds and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed stands twice in `seeds`: remove one")
+        if any("most_lost_similarity" in change for change in self.changes):
+            raise ValueError("most_lost_similarity is what trials are chosen by: set it under `train`")
         return self
 
     @property
@@ -450,8 +454,8 @@ def parse(config: dict[str, Any]) -> Config:
     Parameters
     ----------
     config : dict
-        What the YAML files hold, overlays merged. A domain, engine, base model, model or merge that an overlay sets to
-        null is removed.
+        What the YAML files hold, overlays merged. A domain, engine, base model, model, merge or loss that an overlay
+        sets to null is removed.
 
     Returns
     -------
@@ -467,6 +471,10 @@ def parse(config: dict[str, Any]) -> Config:
     for section in ("base_models", "domains", "engines", "models", "merges"):
         if isinstance(config.get(section), dict):
             config[section] = {name: value for name, value in config[section].items() if value is not None}
+    train = config.get("train")
+    if isinstance(train, dict) and isinstance(train.get("losses"), dict):
+        losses = {name: weight for name, weight in train["losses"].items() if weight is not None}
+        config["train"] = {**train, "losses": losses}
     try:
         return Config.model_validate(config)
     except ValidationError as error:

@@ -66,20 +66,25 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in METRICS}
 
 
-def chosen_settings(table: pd.DataFrame) -> dict[str, Any]:
+def chosen_settings(table: pd.DataFrame, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the first row of a table, as an overlay of the configuration.
 
     Parameters
     ----------
     table : pandas.DataFrame
         What :func:`sweep_table` returns.
+    recipe : mapping
+        The section `train` that the trials changed.
 
     Returns
     -------
     dict
-        With the key ``train``.
+        With the key ``train``. A loss of the recipe that the choice does without is null, for overlays are merged.
     """
-    return {"train": json.loads(table["changed"].iloc[0])}
+    chosen = json.loads(table["changed"].iloc[0])
+    if "losses" in chosen:
+        chosen["losses"] = dict.fromkeys(recipe["losses"]) | chosen["losses"]
+    return {"train": chosen}
 
 
 def sweep_report(table: pd.DataFrame, base_name: str) -> str:

@@ -66,6 +66,9 @@ DOMAIN = {"queries": "q.jsonl", "recording": "r.jsonl"}
         ),
         ("sweep", {"trials": [{"rank": 0}]}, r"^sweep\.rank: 0 is not allowed"),
         ("sweep", {"seeds": [1]}, r"^sweep: there is nothing to try\. Give"),
+        ("sweep", {"trials": [{}], "seeds": [1, 1]}, r"^sweep: a seed stands twice in `seeds`\. Remove one"),
+        ("sweep", {"trials": [{}], "seeds": [-1]}, r"^sweep\.seeds\.0: -1 is not allowed"),
+        ("sweep", {"trials": [{"most_lost_similarity": 1}]}, r"^sweep: most_lost_similarity is what trials are chosen"),
         ("train/losses", {"triplet": 1}, r"^train\.losses\.triplet"),
         ("train/processes", 3, r"^train: batch_size 32 cannot be shared by 3 processes: change one|cannot be shared"),
         ("train/full", True, r"^merges\.merge-svd: medical is trained in full"),
@@ -120,6 +123,13 @@ def test_models_and_trials_fill_in_what_they_leave_out(config):
     assert [(trial.seed, trial.train.negatives) for trial in trials.values()] == [
         (settings.seed, settings.train.negatives), (settings.seed, 0),
     ]  # fmt: skip
+
+
+def test_an_overlay_removes_a_loss_by_null(config):
+    settings = parse(change(config, "train/losses", {"ranking": None, "bce": 1.0}))
+    assert settings.train.losses == {"bce": 1.0}
+    with pytest.raises(ConfigError, match=r"^train\.losses: \{\} is not allowed"):
+        parse(change(config, "train/losses", {"ranking": None}))
 
 
 def test_every_default_is_allowed(config):

@@ -36,8 +36,8 @@ def test_seeds_are_averaged_and_the_best_mean_comes_first():
     assert table.loc[0, ["ap", "margin", "ap law", "seeds", "seconds"]].tolist() == pytest.approx(
         [0.75, 0.2, 0.85, 2, 10]
     )
-    chosen = chosen_settings(table)
-    assert chosen == {"train": {"rank": 8, "losses": {"ranking": 1.0}}}
+    chosen = chosen_settings(table, {"losses": {"ranking": 1.0, "bce": 0.5}})
+    assert chosen == {"train": {"rank": 8, "losses": {"ranking": 1.0, "bce": None}}}
     assert yaml.safe_load(yaml.safe_dump(chosen)) == chosen
     assert '| {"rank": 8, "losses": {"ranking": 1.0}} |' in sweep_report(table, "minilm-l6").splitlines()[6]
 

@@ -1,6 +1,8 @@
 """Training by its effect on held-out data; merging and deploying by the embeddings that come out."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ from cachelora.manifest import write_manifest
 from cachelora.merge import merge_adapters
 from cachelora.models import base_folder, encode_texts, load_model
 from cachelora.schemas import TRIPLETS
-from cachelora.train import Training, train_model
+from cachelora.train import Training, remove_checkpoints, train_model
 from cachelora.train.trainer import GroupLoss, GroupTrainer
 from cachelora.train.validation import Validation, objective, read_validation
 
@@ -51,7 +53,7 @@ def train(base, folder, recipe=RECIPE, triplets=None):
     training = Training(base, {"toy": str(table)}, recipe, 3, str(folder), str(folder.parent / f"{folder.name}.state"))
     metrics = train_model(training)
     write_manifest(folder, {}, [], started)
-    assert not list(folder.parent.glob(f"{folder.name}.state"))
+    remove_checkpoints(training.state)
     return load_model(base, folder), metrics
 
 
@@ -150,13 +152,16 @@ def test_all_weights_can_be_trained_as_a_control(base, tmp_path):
     model, metrics = train(base, tmp_path / "full", recipe)
     assert metrics["validation"][-1]["margin"] > metrics["validation"][0]["margin"]
     found = Validation({"toy": read_validation(tmp_path / "full.parquet", 100)}, bfloat16=False)(model)
-    assert found["margin"] == pytest.approx(max(row["margin"] for row in metrics["validation"][1:]), abs=1e-6)
+    best = next(row for row in metrics["validation"] if row["step"] == metrics["best_step"])
+    assert found["margin"] == pytest.approx(best["margin"], abs=1e-6)
     assert {path.name for path in (tmp_path / "full").iterdir()} == {"model.safetensors", "manifest.json"}
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        {"precision": "bfloat16"},
+        {"precision": "bfloat16", "losses": {"ranking": 1.0, "distillation": 10.0}, "mini_batch_size": 5},
         {"losses": {"cosent": 1.0}},
         {"losses": {"ranking": 1.0, "bce": 0.5}},
         {"losses": {"online_contrastive": 1.0}},
@@ -198,7 +203,9 @@ def test_out_of_memory_halves_the_texts_at_once_and_training_goes_on(base, train
     whole = GroupLoss.embed_minibatch
 
     def embed_minibatch(self, sentence_feature, begin, end, **kwargs):
-        if self.training and (not self.uses_gradient_cache or end - begin > 4):
+        # Nine fail in the middle of the backward pass, when some gradients are there already.
+        full = kwargs["with_grad"] and (end - begin > 9 or (end - begin > 4 and begin > 0))
+        if full or not self.uses_gradient_cache:
             raise torch.OutOfMemoryError("out of memory")
         return whole(self, sentence_feature, begin, end, **kwargs)
 
@@ -211,19 +218,22 @@ def test_out_of_memory_halves_the_texts_at_once_and_training_goes_on(base, train
 
 
 KILLED = """
-import sys
+import logging, sys
+logging.basicConfig(level=logging.INFO)
 from cachelora.config import BaseModelSource, Train
 from cachelora.train import Training, train_model
 from cachelora.train.trainer import GroupLoss, GroupTrainer
 base, recipe, table, folder, state = sys.argv[1:]
-train_model(Training(
-    BaseModelSource.model_validate_json(base), {"toy": table}, Train.model_validate_json(recipe), 3, folder, state
-))
+if __name__ == "__main__":
+    train_model(Training(
+        BaseModelSource.model_validate_json(base), {"toy": table}, Train.model_validate_json(recipe), 3, folder, state
+    ))
 """
 
 
-def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(base, tmp_path):
-    recipe = RECIPE.model_copy(update={"epochs": 15, "dropout": 0.1})
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(base, tmp_path, processes):
+    recipe = RECIPE.model_copy(update={"epochs": 15, "dropout": 0.1, "processes": processes})
     train(base, tmp_path / "whole", recipe)
     state = tmp_path / "state"
     command = [sys.executable, "-c", KILLED, base.model_dump_json(), recipe.model_dump_json(),
@@ -235,14 +245,14 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(base, tmp
     random = np.random.default_rng()
     for _ in range(2):
         before = last()
-        process = subprocess.Popen(command)
+        process = subprocess.Popen(command, start_new_session=True)
         deadline = time.monotonic() + 120
         while last() <= before + 2:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.5))
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert 0 < last() < 30
     # A checkpoint that was cut off in writing.
@@ -251,7 +261,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(base, tmp
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     assert kept > 2
-    assert not state.exists()
+    assert f"going on from checkpoint-{kept}" in result.stderr
     killed, whole = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("killed", "whole"))
     for name, value in whole.items():
         torch.testing.assert_close(killed[name], value, rtol=0, atol=1e-6)

@@ -18,7 +18,7 @@ rule sweep:
         runtime=30,
     params:
         trials=settings.trial_changes,
-        most_lost=settings.train.most_lost_similarity,
+        recipe=section("train"),
         code=stage_code("sweep"),
     message:
         "Comparing the trials on {wildcards.base}."

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 if __name__ == "__main__":
     with logged(snakemake.log[0]):
         results = {Path(path).parent.name: read_json(path) for path in snakemake.input.metrics}
-        table = sweep_table(snakemake.params.trials, results, snakemake.params.most_lost)
+        table = sweep_table(snakemake.params.trials, results, snakemake.params.recipe["most_lost_similarity"])
         write_text(snakemake.output.table, table.to_csv(index=False))
         write_text(snakemake.output.report, sweep_report(table, snakemake.wildcards.base))
-        write_text(snakemake.output.choice, yaml.safe_dump(chosen_settings(table), sort_keys=False))
+        write_text(
+            snakemake.output.choice, yaml.safe_dump(chosen_settings(table, snakemake.params.recipe), sort_keys=False)
+        )

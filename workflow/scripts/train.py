@@ -9,7 +9,7 @@ from cachelora.files import write_json
 from cachelora.job import logged
 from cachelora.manifest import write_manifest
 from cachelora.models import base_digest
-from cachelora.train import Training, train_model
+from cachelora.train import Training, remove_checkpoints, train_model
 from cachelora.train.curves import draw_training, write_training
 
 if TYPE_CHECKING:
@@ -44,3 +44,4 @@ if __name__ == "__main__":
             "device": metrics["device"],
         }
         write_manifest(folder, config, snakemake.input.triplets, started)
+        remove_checkpoints(snakemake.params.state)

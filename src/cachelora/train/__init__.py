@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +33,8 @@ from cachelora.files import replacing, sha256_of
 from cachelora.models import FULL_WEIGHTS, base_digest, load_model, save_adapter
 from cachelora.train.batches import BalancedSampler, GroupCollator, read_items
 from cachelora.train.losses import NEED_NEGATIVES
-from cachelora.train.trainer import GroupLoss, GroupTrainer, last_checkpoint
-from cachelora.train.validation import BestCheckpoint, Validation, read_validation
+from cachelora.train.trainer import WHOLE, GroupLoss, GroupTrainer, TellEpoch, last_checkpoint
+from cachelora.train.validation import BestCheckpoint, Clock, Validation, read_validation
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class Training:
     folder : str
         Where the trained model is saved: an adapter as peft does, or ``model.safetensors`` of a full fine-tune.
     state : str
-        Where checkpoints are kept until the training has ended. No two trainings may share it at a time.
+        Where checkpoints are kept, until :func:`remove_checkpoints`. No two trainings may share it at a time.
     threads : int
         CPU threads, of all processes together.
     code : str
@@ -78,8 +77,12 @@ class Training:
     @property
     def key(self) -> str:
         """What the checkpoints are valid for: 16 hexadecimal digits of settings, seed, code and input digests."""
+        # How the work is cut up changes no result beyond rounding, and full fine-tunes have no adapter.
+        without = {"mini_batch_size", "processes"}
+        if self.settings.full:
+            without |= {"rank", "alpha", "dropout", "target_modules"}
         content = {
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.settings.model_dump(mode="json", exclude=without),
             "seed": self.seed,
             "base": base_digest(self.base),
             "triplets": {domain: sha256_of(path) for domain, path in self.triplets.items()},
@@ -106,17 +109,21 @@ def train_model(training: Training) -> dict[str, Any]:
     TrainingError
         If ``target_modules`` fit no layer, there are too few groups, or the loss is not a number.
     ModelError, DamagedError
-        As :func:`cachelora.models.load_model`.
+        As :func:`cachelora.models.load_model`; a TrainingError instead if there are several processes.
     """
+    processes = training.settings.processes
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise TrainingError(
+            "train.processes", f"{processes}, and there are {torch.cuda.device_count()} GPUs", "Ask for as many"
+        )
     state = Path(training.state)
     mine = state / training.key
     for other in state.glob("*"):
         if other != mine:
-            shutil.rmtree(other, ignore_errors=True)
+            remove_checkpoints(other)
     for unfinished in set(mine.glob("checkpoint-*")) - {last_checkpoint(mine)}:
         shutil.rmtree(unfinished)
     mine.mkdir(parents=True, exist_ok=True)
-    processes = training.settings.processes
     if processes == 1:
         metrics = _train(training, mine)
     else:
@@ -136,8 +143,20 @@ def train_model(training: Training) -> dict[str, Any]:
             rank, failure = error.get_first_failure()
             first = failure.message if isinstance(failure.message, str) else failure.message["message"]
             raise TrainingError("train", f"process {rank} of {processes} failed ({first})", "See the log") from error
-    shutil.rmtree(state)
     return metrics
+
+
+def remove_checkpoints(state: str | Path) -> None:
+    """Remove a folder of checkpoints, so that a kill in the middle leaves none that seems whole.
+
+    Parameters
+    ----------
+    state : str or Path
+        The folder; to be called when everything that a training makes has been written.
+    """
+    for mark in Path(state).rglob(WHOLE):
+        mark.unlink()
+    shutil.rmtree(state)
 
 
 @record
@@ -152,7 +171,6 @@ def _train(training: Training, state: Path) -> dict[str, Any]:
     """Train in this process, alone or as one of several."""
     settings, seed = training.settings, training.seed
     processes = settings.processes
-    started = time.monotonic()
     torch.set_num_threads(max(1, training.threads // processes))
     set_seed(seed)
     model = load_model(training.base, None, device=_device())
@@ -180,15 +198,17 @@ def _train(training: Training, state: Path) -> dict[str, Any]:
         args=_training_arguments(settings, sampler, seed, state, bfloat16, resumed=checkpoint is not None),
         train_dataset=items,
         data_collator=GroupCollator(model.preprocess, sampler, settings, seed),
-        loss=GroupLoss(model, settings, base),
+        loss=GroupLoss(model, settings, base, bfloat16),
         evaluator=validation,
     )
     # It prints what is logged already.
     trainer.remove_callback(PrinterCallback)
-    begun, validating = time.monotonic(), validation.seconds
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    step_seconds = time.monotonic() - begun - (validation.seconds - validating)
-    best.finish(trainer.state)
+    trainer.add_callback(TellEpoch(sampler, len(sampler) // processes))
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        best.finish(trainer.state)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError("train", "the device's memory is not enough", "Lower train.batch_size or rank") from error
     best.restore()
     if trainer.is_world_process_zero():
         _save(model, settings, training.base.name, Path(training.folder))
@@ -198,7 +218,7 @@ def _train(training: Training, state: Path) -> dict[str, Any]:
         "best_step": best.step,
         "validation": best.history,
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
-        "device": _device_use(model.device, processes, time.monotonic() - started, step_seconds),
+        "device": _device_use(model.device, processes, best.clock),
     }
 
 
@@ -207,16 +227,16 @@ def _device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
-def _device_use(device: torch.device, processes: int, seconds: float, step_seconds: float) -> dict[str, Any]:
+def _device_use(device: torch.device, processes: int, clock: Clock) -> dict[str, Any]:
     """Say what the training took of the devices: memory in MiB, time in seconds, and that of the steps alone."""
     use: dict[str, Any] = {
         "type": device.type,
         "processes": processes,
-        "seconds": round(seconds, 1),
-        "step_seconds": round(step_seconds, 1),
+        "seconds": round(clock.seconds, 1),
+        "step_seconds": round(clock.seconds - clock.validating, 1),
     }
     if device.type == "cuda":
-        use["gpu_seconds"] = round(processes * seconds, 1)
+        use["gpu_seconds"] = round(processes * clock.seconds, 1)
         use["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
     return use
 
@@ -224,7 +244,10 @@ def _device_use(device: torch.device, processes: int, seconds: float, step_secon
 def _check_items(items: Dataset, settings: Train) -> None:
     """Refuse what no batch can be made of."""
     if len(items) < max(2, settings.processes):
-        raise TrainingError("train", "one group is not enough for negatives in a batch", "Give more queries")
+        what = f"{len(items)} groups are not enough for a batch of {settings.processes} processes"
+        if settings.processes == 1:
+            what = "one group is not enough for negatives in a batch"
+        raise TrainingError("train", what, "Give more queries")
     if settings.negatives == 0 and (missing := sorted(NEED_NEGATIVES & settings.losses.keys())):
         raise TrainingError(
             "train.negatives", f"0, and the loss {missing[0]} needs hard negatives", "Raise it, or choose another loss"
@@ -238,7 +261,8 @@ def _training_arguments(
     per_epoch = len(sampler) // settings.processes
     every = max(1, per_epoch // _CHECKPOINTS_PER_EPOCH)
     schedules = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-    return SentenceTransformerTrainingArguments(
+    cuda = torch.cuda.is_available()
+    arguments = SentenceTransformerTrainingArguments(
         output_dir=str(state),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=sampler.batch_size,
@@ -249,8 +273,8 @@ def _training_arguments(
         lr_scheduler_type=schedules[settings.schedule],
         max_grad_norm=settings.max_grad_norm,
         bf16=bfloat16,
-        tf32=True if torch.cuda.is_available() else None,
-        use_cpu=not torch.cuda.is_available(),
+        tf32=True if cuda and torch.cuda.get_device_capability()[0] >= 8 else None,
+        use_cpu=not cuda,
         ddp_find_unused_parameters=False,
         seed=seed,
         eval_strategy="steps",
@@ -265,6 +289,9 @@ def _training_arguments(
         report_to="none",
         disable_tqdm=True,
     )
+    # With several, the trainer would spread one process over all of them.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _use_bfloat16(precision: str) -> bool:
@@ -290,6 +317,8 @@ def _quicken(model: SentenceTransformer) -> None:
 def _choose_parameters(model: SentenceTransformer, settings: Train, bfloat16: bool) -> dict[str, torch.nn.Parameter]:
     """Give a model a fresh adapter, or free its own weights, and return what is trained by name."""
     network = model.transformers_model
+    # Also what lies outside the network, such as a dense layer behind it: an adapter does not hold it.
+    model.requires_grad_(False)
     # BERT's pooler comes after the last layer, of which mean pooling reads the output.
     unused = sorted({name for name, _ in network.named_modules() if name.startswith("pooler.")})
     if settings.full:

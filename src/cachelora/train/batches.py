@@ -5,6 +5,8 @@ encoded once, and every pair of equivalents meets every hard negative: the produ
 triplet format") without its repetitions.
 """
 
+import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -131,20 +133,24 @@ class BalancedSampler(DefaultBatchSampler):
                 drawn = random.permutation(members)[: rest if copy == copies else None]
                 numbers.append(drawn)
                 places.append((copy + random.random(len(drawn))) / (copies + (rest > 0)))
-        order = np.concatenate(numbers)[np.argsort(np.concatenate(places), kind="stable")]
+        order = np.concatenate(numbers)[np.argsort(np.concatenate(places), kind="stable")].tolist()
         whole = self.batch_size * self._processes
-        batch, waiting = {}, []
-        left = len(self) // self._processes
-        for number in order.tolist():
-            if number in batch:
-                waiting.append(number)
-                continue
-            batch[number] = None
-            if len(batch) == whole and left:
-                left -= 1
-                yield from self._parts(list(batch))
-                batch = dict.fromkeys(waiting)
-                waiting = []
+        # Copies that would meet themselves wait for the next batch. Should the order not do for the last ones, others
+        # fill them: an epoch has the same number of batches each time, for a resumed training counts on it.
+        everything = np.concatenate(list(self._members.values()))
+        spare = (number for _ in itertools.count() for number in random.permutation(everything).tolist())
+        following = itertools.chain(order, spare)
+        waiting: list[int] = []
+        for _ in range(len(self) // self._processes):
+            batch: dict[int, None] = {}
+            again, waiting = waiting, []
+            while len(batch) < whole:
+                number = again.pop(0) if again else next(following)
+                if number in batch:
+                    waiting.append(number)
+                batch[number] = None
+            waiting = again + waiting
+            yield from self._parts(list(batch))
 
     def _parts(self, batch: list[int]) -> Iterator[list[int]]:
         """Cut a batch into the parts of the processes."""
@@ -152,7 +158,7 @@ class BalancedSampler(DefaultBatchSampler):
             yield batch[start : start + self.batch_size]
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch, or of their parts; repeated items may make it one fewer."""
+        """Return the number of batches of an epoch, or of their parts."""
         return sum(self._draws.values()) // (self.batch_size * self._processes) * self._processes
 
 
@@ -191,8 +197,8 @@ class GroupCollator:
         Returns
         -------
         dict
-            The tokens of the n distinct texts, and as ``label`` for each of them, shape (n, 2), the number of its item
-            and 1 for an equivalent text, 0 for a hard negative.
+            The tokens of the n texts, and as ``label`` for each of them, shape (n, 3), the number of its item, 1 for an
+            equivalent text or 0 for a hard negative, and a digest of the text, for one may stand in two groups.
         """
         drawn = []
         for item in items:
@@ -205,5 +211,10 @@ class GroupCollator:
                 drawn += [(item[name][place], item["number"], role) for place in chosen]
         drawn.sort(key=lambda entry: len(entry[0]))
         tokens = self._preprocess([text for text, _, _ in drawn])
-        label = torch.tensor([(number, role) for _, number, role in drawn])
+        label = torch.tensor([(number, role, _digest(text)) for text, number, role in drawn])
         return {f"text_{name}": value for name, value in tokens.items()} | {"label": label}
+
+
+def _digest(text: str) -> int:
+    """Return 63 bits that tell a text from others, in every process the same."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -23,8 +23,8 @@ def training_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        With columns step, loss, gradient_norm and learning_rate (means since the row above), and the validation metrics
-        at the steps at which they were taken.
+        With columns step, loss (mean since the row above), gradient_norm and learning_rate (of that step), and the
+        validation metrics at the steps at which they were taken.
     """
     logged = [{"step": entry["step"], **{new: entry[old] for old, new in _LOGGED.items()}} for entry in metrics["log"]]
     measured = [{name: row[name] for name in ("step", *_MEASURED)} for row in metrics["validation"]]

@@ -140,9 +140,9 @@ def compare(embeddings: Tensor, label: Tensor, base: Tensor | None) -> Cosines:
     ----------
     embeddings : torch.Tensor, shape (n, d)
         The embeddings of the texts.
-    label : torch.Tensor, shape (n, 2)
-        Item and role of each text, as :class:`cachelora.train.batches.GroupCollator` gives them; items of -1 are no
-        texts at all.
+    label : torch.Tensor, shape (n, 3)
+        Item, role and digest of each text, as :class:`cachelora.train.batches.GroupCollator` gives them; items of -1 are
+        no texts at all.
     base : torch.Tensor, shape (n, d), or None
         The base model's embeddings.
 
@@ -151,7 +151,7 @@ def compare(embeddings: Tensor, label: Tensor, base: Tensor | None) -> Cosines:
     Cosines
         Of the equivalent texts with all texts.
     """
-    item, role = label.T
+    item, role, text = label.T
     anchor = (role == 1) & (item >= 0)
     same = item[anchor].unsqueeze(1) == item
     itself = torch.arange(len(item), device=item.device)[anchor].unsqueeze(1) == torch.arange(
@@ -161,7 +161,7 @@ def compare(embeddings: Tensor, label: Tensor, base: Tensor | None) -> Cosines:
         values=_cosines(embeddings, anchor),
         positive=same & anchor & ~itself,
         hard=same & (role == 0),
-        other=~same & (item >= 0),
+        other=~same & (item >= 0) & (text[anchor].unsqueeze(1) != text),
         base=None if base is None else _cosines(base, anchor),
     )
 

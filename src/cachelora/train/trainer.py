@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from cachelora.config import Train
 from cachelora.errors import TrainingError
 from cachelora.files import write_text
+from cachelora.train.batches import BalancedSampler
 from cachelora.train.losses import LOSSES, compare
 from cachelora.train.validation import BestCheckpoint
 
@@ -45,10 +46,15 @@ class GroupLoss(CachedLossMixin, nn.Module):
         ``losses`` and their settings, ``mini_batch_size``.
     base : SentenceTransformer or None
         The base model, for the losses that compare with it.
+    bfloat16 : bool
+        Whether to compute in bfloat16.
     """
 
-    def __init__(self, model: SentenceTransformer, settings: Train, base: SentenceTransformer | None) -> None:
+    def __init__(
+        self, model: SentenceTransformer, settings: Train, base: SentenceTransformer | None, bfloat16: bool = False
+    ) -> None:
         super().__init__()
+        self._bfloat16 = bfloat16
         self.model = model
         self._settings = settings
         # In a list, so that its weights are not taken for weights of this module.
@@ -63,8 +69,8 @@ class GroupLoss(CachedLossMixin, nn.Module):
         ----------
         sentence_features : iterable of dict of str to torch.Tensor
             One entry: the tokens of the n texts.
-        labels : torch.Tensor, shape (n, 2)
-            Item and role of each text.
+        labels : torch.Tensor, shape (n, 3)
+            Item, role and digest of each text.
 
         Returns
         -------
@@ -75,7 +81,10 @@ class GroupLoss(CachedLossMixin, nn.Module):
         features = list(sentence_features)
         self._base_embeddings = None
         for base in self._base:
-            self._base_embeddings = torch.cat(base.embed(features[0], with_grad=False))
+            base.mini_batch_size = self.mini_batch_size
+            # The trainer sees to that for the model in training only.
+            with torch.autocast(labels.device.type, torch.bfloat16, enabled=self._bfloat16):
+                self._base_embeddings = torch.cat(base.embed(features[0], with_grad=False)).float()
         if self.uses_gradient_cache:
             return self.forward_cached(features, labels)
         return self.calculate_loss([self.embed(features[0], with_grad=True)], labels)
@@ -187,6 +196,8 @@ class GroupTrainer(SentenceTransformerTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write what is trained, instead of a model folder."""
+        if not self.args.should_save:
+            return
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         save_file(
             {name: value.detach().contiguous() for name, value in self._trained.items()}, Path(output_dir, WEIGHTS)
@@ -201,11 +212,33 @@ class GroupTrainer(SentenceTransformerTrainer):
         self._best.load(resume_from_checkpoint)
 
 
+class TellEpoch(TrainerCallback):
+    """Tells the sampler its epoch, which the trainer does not manage when it resumes with several processes.
+
+    Parameters
+    ----------
+    sampler : BalancedSampler
+        The source of the batches.
+    steps : int
+        Steps an epoch.
+    """
+
+    def __init__(self, sampler: BalancedSampler, steps: int) -> None:
+        self._sampler = sampler
+        self._steps = steps
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the epoch."""
+        self._sampler.set_epoch(state.global_step // self._steps)
+
+
 class SealCheckpoint(TrainerCallback):
     """Marks a checkpoint as whole once all of it is written, and logs how the training goes."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark the checkpoint of this step."""
+        """Mark the checkpoint of this step, when every process has written its part."""
+        if dist.is_initialized():
+            dist.barrier()
         if state.is_world_process_zero:
             write_text(Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE), "")
 

@@ -87,6 +87,35 @@ def objective(metrics: Mapping[str, Any], base: Mapping[str, Any], most_lost: fl
     return (min(0.0, most_lost - lost), (metrics["ap"] + metrics["p_chr_auc"]) / 2, metrics["margin"])
 
 
+class Clock:
+    """How long a training has taken, its earlier attempts included.
+
+    Parameters
+    ----------
+    validation : Validation
+        The evaluator, which knows its own share.
+    """
+
+    def __init__(self, validation: "Validation") -> None:
+        self._started = time.monotonic()
+        self._validation = validation
+        self._earlier = (0.0, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Duration in seconds, validation included."""
+        return self._earlier[0] + time.monotonic() - self._started
+
+    @property
+    def validating(self) -> float:
+        """Duration of the validation in seconds."""
+        return self._earlier[1] + self._validation.seconds
+
+    def go_on_from(self, seconds: float, validating: float) -> None:
+        """Count earlier attempts in, up to their last checkpoint."""
+        self._earlier = (seconds, validating)
+
+
 class Validation(BaseEvaluator):
     """Measures a model on the validation split.
 
@@ -153,6 +182,7 @@ class BestCheckpoint(TrainerCallback):
         self._weights: dict[str, torch.Tensor] = {}
         self._best: Sequence[float] = ()
         self.step = 0
+        self.clock = Clock(validation)
         self.history: list[dict[str, Any]] = []
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
@@ -200,7 +230,9 @@ class BestCheckpoint(TrainerCallback):
         """
         if self._weights:
             save_file(self._weights, Path(folder, "best.safetensors"))
-        write_json(Path(folder, "best.json"), {"step": self.step, "score": self._best, "history": self.history})
+        seconds = self.clock.seconds, self.clock.validating
+        kept = {"step": self.step, "score": self._best, "history": self.history, "seconds": seconds}
+        write_json(Path(folder, "best.json"), kept)
 
     def load(self, folder: str | Path) -> None:
         """Read what :meth:`save` wrote.
@@ -212,5 +244,6 @@ class BestCheckpoint(TrainerCallback):
         """
         kept = read_json(Path(folder, "best.json"))
         self.step, self._best, self.history = kept["step"], tuple(kept["score"]), kept["history"]
+        self.clock.go_on_from(*kept["seconds"])
         if self.step:
             self._weights = load_file(Path(folder, "best.safetensors"))
