@@ -179,12 +179,12 @@ class Train(_Section):
     target_modules: list[str] = Field(
         ["query", "key", "value", "dense"], min_length=1, description="Linear layers that get an update."
     )
-    learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     warmup_share: Share = Field(0.1, description="Share of the steps over which the learning rate rises.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Its course after that.")
-    epochs: int = Field(3, ge=1, description="Passes over the groups.")
-    batch_size: int = Field(32, ge=2, description="Groups a step, of all processes together.")
+    epochs: int = Field(2, ge=1, description="Passes over the groups.")
+    batch_size: int = Field(8, ge=2, description="Groups a step, of all processes together.")
     grouped: bool = Field(
         True,
         description="Whether the rows of a group stay together. Without, each row counts as a group, and siblings that "

@@ -103,7 +103,9 @@ def test_without_grouping_each_row_is_an_item(tmp_path):
 
 def test_validation_keeps_every_negative_and_stops_at_the_limit(tmp_path):
     path = triplets_file(tmp_path / "a.parquet")
-    assert len(read_validation(path, 5)) == 12
+    found = read_validation(path, 5)
+    assert len(found) == len(found.drop_duplicates()) == 24
+    assert set(found["anchor"]) == set(found["positive"]) == {"a 0 query", *(f"a 0 paraphrase {r}" for r in range(3))}
     table = pd.read_parquet(path).assign(split="validation")
     write_table(tmp_path / "b.parquet", table, TRIPLETS)
     assert read_validation(tmp_path / "b.parquet", 4)["group"].unique().tolist() == ["g0", "g1", "g2", "g3"]

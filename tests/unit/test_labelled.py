@@ -77,7 +77,7 @@ def test_labels_of_a_csv_file_are_read(tmp_path):
 def test_the_command_prints_the_change_that_an_adapter_makes(tmp_path, base, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     adapter = tmp_path / "adapter"
-    settings = Train(rank=2, epochs=2, batch_size=4, precision="float32")
+    settings = Train(rank=2, learning_rate=2e-3, epochs=4, batch_size=4, precision="float32")
     rows = [
         (
             f"activate {topic} for me",

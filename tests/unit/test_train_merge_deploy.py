@@ -42,7 +42,7 @@ def toy_triplets(seed=0):
     return pd.DataFrame(rows, columns=TRIPLETS.names)
 
 
-RECIPE = Train(rank=4, alpha=8, epochs=4, batch_size=6, precision="float32")
+RECIPE = Train(rank=4, alpha=8, learning_rate=2e-3, epochs=4, batch_size=6, precision="float32")
 
 
 def train(base, folder, recipe=RECIPE, triplets=None):

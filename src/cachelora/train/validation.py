@@ -36,6 +36,9 @@ METRICS = {
 def read_validation(path: str | Path, most_groups: int) -> pd.DataFrame:
     """Read the validation triplets of a domain.
 
+    Either text of a pair may be the one that a cache holds, so both are anchors: the paraphrase, which shares few words
+    with the negatives, and the canonical query, from which many of them differ in one word.
+
     Parameters
     ----------
     path : str or Path
@@ -47,7 +50,7 @@ def read_validation(path: str | Path, most_groups: int) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A triplet for each row and each of its negatives, with columns anchor, positive, negative, kind, group.
+        Two triplets for each row and each of its negatives, with columns anchor, positive, negative, kind, group.
     """
     found, groups = [], 0
     with pq.ParquetFile(path) as file:
@@ -57,8 +60,9 @@ def read_validation(path: str | Path, most_groups: int) -> pd.DataFrame:
             if groups > most_groups:
                 break
             found += [
-                (row["anchor"], row["positive"], negative["text"], negative["kind"], group)
+                (anchor, positive, negative["text"], negative["kind"], group)
                 for row in members
+                for anchor, positive in ((row["anchor"], row["positive"]), (row["positive"], row["anchor"]))
                 for negative in row["negatives"]
             ]
     return pd.DataFrame(found, columns=["anchor", "positive", "negative", "kind", "group"])
