@@ -25,6 +25,7 @@ rule merge:
         settings=lambda wildcards: settings.merges[wildcards.model].model_dump(
             mode="json"
         ),
+        validation_groups=settings.train.validation_groups,
         base=base_model,
         code=stage_code("merge"),
     message:

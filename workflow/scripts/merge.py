@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from cachelora.config import BaseModelSource, Merge
-from cachelora.files import read_table, write_json
+from cachelora.files import write_json
 from cachelora.job import logged
 from cachelora.manifest import write_manifest
 from cachelora.merge import merge_adapters
 from cachelora.models import base_digest, load_model
-from cachelora.schemas import TRIPLETS
-from cachelora.train import Validation
+from cachelora.train.validation import Validation, read_validation
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -23,13 +22,13 @@ if __name__ == "__main__":
         started = time.monotonic()
         torch.set_num_threads(snakemake.threads)
         settings, base = Merge(**snakemake.params.settings), BaseModelSource(**snakemake.params.base)
-        triplets = {Path(path).stem: read_table(path, TRIPLETS) for path in snakemake.input.triplets}
         adapters = {Path(path).parent.name: Path(path).parent for path in snakemake.input.adapters}
         folder = Path(snakemake.output[0]).parent
         model = load_model(base, None)
         merge_adapters(model, adapters, settings, folder)
-        validation = {domain: table[table["split"] == "validation"] for domain, table in triplets.items()}
-        write_json(folder / "metrics.json", {"validation": Validation(validation)(model)})
+        most = snakemake.params.validation_groups
+        triplets = {Path(path).stem: read_validation(path, most) for path in snakemake.input.triplets}
+        write_json(folder / "metrics.json", {"validation": Validation(triplets, bfloat16=False)(model)})
         config = {
             "merge": snakemake.params.settings,
             "base": snakemake.params.base,

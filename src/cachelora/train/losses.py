@@ -141,8 +141,8 @@ def compare(embeddings: Tensor, label: Tensor, base: Tensor | None) -> Cosines:
     embeddings : torch.Tensor, shape (n, d)
         The embeddings of the texts.
     label : torch.Tensor, shape (n, 3)
-        Item, role and digest of each text, as :class:`cachelora.train.batches.GroupCollator` gives them; items of -1 are
-        no texts at all.
+        Item, role and digest of each text, as :class:`cachelora.train.batches.GroupCollator` gives them; items of -1
+        are no texts at all.
     base : torch.Tensor, shape (n, d), or None
         The base model's embeddings.
 
