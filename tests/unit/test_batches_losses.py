@@ -105,10 +105,15 @@ def test_validation_keeps_every_negative_and_stops_at_the_limit(tmp_path):
     path = triplets_file(tmp_path / "a.parquet")
     found = read_validation(path, 5)
     assert len(found) == len(found.drop_duplicates()) == 24
+    assert "topic" not in set(found["kind"])
     assert set(found["anchor"]) == set(found["positive"]) == {"a 0 query", *(f"a 0 paraphrase {r}" for r in range(3))}
     table = pd.read_parquet(path).assign(split="validation")
     write_table(tmp_path / "b.parquet", table, TRIPLETS)
-    assert read_validation(tmp_path / "b.parquet", 4)["group"].unique().tolist() == ["g0", "g1", "g2", "g3"]
+    found = read_validation(tmp_path / "b.parquet", 4)
+    assert found["group"].unique().tolist() == ["g0", "g1", "g2", "g3"]
+    topic = found[found["kind"] == "topic"]
+    assert len(topic) == 18
+    assert set(topic.loc[topic["group"] == "g2", "negative"]) == {"a 1 query"}
 
 
 def test_texts_are_drawn_anew_each_epoch_without_repetition_and_sorted_by_length(tmp_path):

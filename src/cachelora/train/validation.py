@@ -37,7 +37,8 @@ def read_validation(path: str | Path, most_groups: int) -> pd.DataFrame:
     """Read the validation triplets of a domain.
 
     Either text of a pair may be the one that a cache holds, so both are anchors: the paraphrase, which shares few words
-    with the negatives, and the canonical query, from which many of them differ in one word.
+    with the negatives, and the canonical query, from which many of them differ in one word. Most of what a cache is
+    asked is about something else, so each group also has the query of the group before it as a negative.
 
     Parameters
     ----------
@@ -50,21 +51,23 @@ def read_validation(path: str | Path, most_groups: int) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Two triplets for each row and each of its negatives, with columns anchor, positive, negative, kind, group.
+        Two triplets for each row and each negative, with columns anchor, positive, negative, kind, group.
     """
-    found, groups = [], 0
+    found, groups, unrelated = [], 0, []
     with pq.ParquetFile(path) as file:
         rows = (row for batch in file.iter_batches() for row in batch.to_pylist() if row["split"] == "validation")
         for group, members in groupby(rows, key=lambda row: row["group"]):
             groups += 1
             if groups > most_groups:
                 break
+            members = list(members)
             found += [
                 (anchor, positive, negative["text"], negative["kind"], group)
                 for row in members
                 for anchor, positive in ((row["anchor"], row["positive"]), (row["positive"], row["anchor"]))
-                for negative in row["negatives"]
+                for negative in [*row["negatives"], *unrelated]
             ]
+            unrelated = [{"kind": "topic", "text": members[0]["positive"]}]
     return pd.DataFrame(found, columns=["anchor", "positive", "negative", "kind", "group"])
 
 
