@@ -200,7 +200,7 @@ class Train(_Section):
     temperature: float = Field(0.07, gt=0, description="Divides the cosines in the losses.")
     hardness: float = Field(0.0, ge=0, description="Extra weight of hard negatives in `ranking`.")
     calibration: float = Field(
-        16.0,
+        0.0,
         ge=0,
         description="How much the hard negatives of all anchors of a batch weigh in `ranking` beside an "
         "anchor's own: one threshold for all.",
