@@ -69,7 +69,8 @@ def test_a_killed_augmentation_goes_on_where_it_was(workflow):
     assert workflow.planned(*targets, *PRESET) == set()
 
     # From here on the preset is the default run on other data. Two domains are enough to see that it goes through.
-    two = (*PRESET, "--config", 'domains={"law": null, "psychology": null, "general": null}')
+    (workflow.folder / "two.yaml").write_text("domains: {law: null, psychology: null, general: null}\n")
+    two = (*PRESET, "two.yaml")
     result = workflow.run(*two)
     assert result.returncode == 0, result.stdout
     assert (workflow.folder / "results/llamacpp/benchmark.md").exists()
