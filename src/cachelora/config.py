@@ -410,7 +410,11 @@ class Config(_Section):
         if self.sweep is None:
             return {}
         each = len(self.sweep.seeds or [self.seed])
-        changes = [change for change in self.sweep.changes for _ in range(each)]
+        changes = []
+        for change in self.sweep.changes:
+            # As they were understood: on a command line, Snakemake makes words of numbers.
+            understood = self._train_with(change, "sweep").model_dump(mode="json")
+            changes += [{key: understood[key] for key in change}] * each
         return {f"{_TRIAL}{number:03d}": change for number, change in enumerate(changes, start=1)}
 
     def _known_domains(self, domains: list[str] | None, key: str) -> list[str]:

@@ -118,6 +118,8 @@ def test_models_and_trials_fill_in_what_they_leave_out(config):
         ("sweep-001", 1, 2), ("sweep-002", 2, 2), ("sweep-003", 1, 4), ("sweep-004", 2, 4),
     ]  # fmt: skip
     assert settings.trial_changes["sweep-003"] == {"rank": 4, "learning_rate": 1e-3}
+    config["sweep"] = {"grid": {"rank": ["2"]}}
+    assert parse(config).trial_changes == {"sweep-001": {"rank": 2}}
     config["sweep"] = {"trials": [{}, {"negatives": 0}]}
     trials = parse(config).trials
     assert [(trial.seed, trial.train.negatives) for trial in trials.values()] == [

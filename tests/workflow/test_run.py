@@ -143,7 +143,7 @@ def test_changed_code_reruns_its_stage(again):
 
 
 def test_a_changed_recipe_reruns_the_training(again):
-    planned = again.planned(*TINY, "--config", 'train={"learning_rate": 0.001}')
+    planned = again.planned(*TINY, "--config", 'train={"learning_rate": 0.005}')
     assert "Training the adapter law on minilm-l6." in planned
     assert "Grouping the triplets of law." not in planned
 
