@@ -376,6 +376,7 @@ class Config(_Section):
                 f"unknown model '{self.deploy.model}'",
                 f"Use one of {_listed([*adapters, *self.merges])}",
             )
+        # Refuses what the trainings of a sweep would.
         _ = self.trials
         return self
 

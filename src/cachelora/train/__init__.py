@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Training:
     seed: int
     folder: str
     state: str
-    threads: int = field(default=1, compare=False)
+    threads: int = 1
     code: str = ""
 
     @property
@@ -127,13 +127,13 @@ def train_model(training: Training) -> dict[str, Any]:
     if processes == 1:
         metrics = _train(training, mine)
     else:
-        # One process after a failure would train on: all or none.
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=processes,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
+            # Snakemake decides whether to try again.
             max_restarts=0,
             start_method="spawn",
         )

@@ -1,14 +1,13 @@
 """Batches of groups: what a step sees, and in which order.
 
-A batch holds groups, each with some of its equivalent texts and some of its hard negatives. Each distinct text is
-encoded once, and every pair of equivalents meets every hard negative: the product of seed document 003 ("Convert to
+A batch holds groups, each with some of its equivalent texts and some of its hard negatives. Each text of a group
+is encoded once, and every pair of equivalents meets every hard negative: the product of seed document 003 ("Convert to
 triplet format") without its repetitions.
 """
 
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def _items(triplets: Mapping[str, str | Path], grouped: bool) -> Iterator[dict[s
     """Go through the training rows of the files and put those of one group together."""
     number = 0
     for domain, path in triplets.items():
-        for group, rows in groupby(_rows(path), key=lambda row: row["group"]):
+        for group, rows in itertools.groupby(_rows(path), key=lambda row: row["group"]):
             for members in [list(rows)] if grouped else ([row] for row in rows):
                 yield {
                     "texts": list(dict.fromkeys(text for row in members for text in (row["positive"], row["anchor"]))),

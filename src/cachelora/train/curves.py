@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from cachelora.files import replacing, write_text
+from cachelora.train.validation import METRICS
 
 _LOGGED = {"loss": "loss", "grad_norm": "gradient_norm", "learning_rate": "learning_rate"}
-_MEASURED = ("ap", "p_chr_auc", "margin", "accuracy", "positive_similarity")
 
 
 def training_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
@@ -27,10 +27,10 @@ def training_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
         validation metrics at the steps at which they were taken.
     """
     logged = [{"step": entry["step"], **{new: entry[old] for old, new in _LOGGED.items()}} for entry in metrics["log"]]
-    measured = [{name: row[name] for name in ("step", *_MEASURED)} for row in metrics["validation"]]
+    measured = [{name: row[name] for name in ("step", *METRICS)} for row in metrics["validation"]]
     frames = (
         pd.DataFrame(logged, columns=["step", *_LOGGED.values()]),
-        pd.DataFrame(measured, columns=["step", *(_MEASURED)]),
+        pd.DataFrame(measured, columns=["step", *METRICS]),
     )
     return frames[0].merge(frames[1], on="step", how="outer").sort_values("step", ignore_index=True)
 
@@ -68,7 +68,7 @@ def draw_training(path: str | Path, metrics: Mapping[str, Any], title: str) -> N
     from matplotlib import pyplot
 
     table = training_table(metrics)
-    panels = [(name, [name]) for name in _LOGGED.values()] + [("validation", list(_MEASURED))]
+    panels = [(name, [name]) for name in _LOGGED.values()] + [("validation", list(METRICS))]
     figure, axes = pyplot.subplots(1, len(panels), figsize=(16, 3.5), layout="constrained")
     for axis, (name, columns) in zip(axes, panels, strict=True):
         for column in columns:

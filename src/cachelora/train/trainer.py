@@ -1,6 +1,5 @@
 """The trainer of sentence-transformers on batches of groups, with GradCache, small checkpoints, and clear ends."""
 
-import contextlib
 import copy
 import logging
 from collections.abc import Iterable, Mapping
@@ -105,7 +104,7 @@ class GroupLoss(CachedLossMixin, nn.Module):
         cosines = compare(embeddings, labels, base)
         loss = sum(weight * LOSSES[name](cosines, self._settings) for name, weight in self._settings.losses.items())
         if not with_backward:
-            return loss if not loss.requires_grad else _scaled(loss, processes)
+            return _scaled(loss, processes)
         _scaled(loss, processes).backward()
         return loss.detach()
 
@@ -191,8 +190,7 @@ class GroupTrainer(SentenceTransformerTrainer):
                     ) from error
                 _log.warning("out of memory: from here on %d texts at once, with GradCache", loss.mini_batch_size)
                 model.zero_grad(set_to_none=True)
-                with contextlib.suppress(RuntimeError):
-                    torch.cuda.empty_cache()
+                torch.cuda.empty_cache()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write what is trained, instead of a model folder."""
