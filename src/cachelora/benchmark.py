@@ -1,6 +1,6 @@
 """Stage `benchmark`: one table of all models on all test sets, with the seeds' published margins beside ours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cachelora.errors import ConfigError
-from cachelora.evaluate import ALL_KINDS
+from cachelora.evaluate import ALL_KINDS, LOOK_ALIKES
 
 _COLUMNS = (
     ("margin", "margin"),
@@ -17,6 +17,12 @@ _COLUMNS = (
     ("accuracy", "accuracy"),
     ("recall_at_budget", "recall"),
     ("hit_ratio_at_budget", "hit ratio"),
+)
+_OVERVIEWS = (
+    (ALL_KINDS, "margin", "Margin"),
+    (ALL_KINDS, "ap", "AP"),
+    (LOOK_ALIKES, "accuracy", "Accuracy on look-alikes (every kind of negative but topic)"),
+    ("topic", "margin", "Margin on easy negatives (kind topic)"),
 )
 
 
@@ -118,7 +124,11 @@ def benchmark_table(evaluations: Sequence[dict[str, Any]], published: Sequence[P
 
 
 def benchmark_markdown(
-    table: pd.DataFrame, published: Sequence[Published], confidence: float, false_hit_budget: float
+    table: pd.DataFrame,
+    published: Sequence[Published],
+    confidence: float,
+    false_hit_budget: float,
+    repeats: Mapping[str, Sequence[str]],
 ) -> str:
     """Write the table for reading.
 
@@ -132,13 +142,14 @@ def benchmark_markdown(
         Coverage of the intervals.
     false_hit_budget : float
         Budget of recall and hit ratio.
+    repeats : mapping of str to sequence of str
+        Models that differ in nothing but the seed, by the first one's id.
 
     Returns
     -------
     str
-        Markdown: an overview, for each base model and test set a table with the published numbers below it, and the
-        changes by
-        kind.
+        Markdown: overviews, the models of several seeds, for each base model and test set a table with the published
+        numbers below it, and the changes by kind.
     """
     sections = [
         "# Benchmark",
@@ -152,9 +163,17 @@ def benchmark_markdown(
     ]
     table = table[table["source"] == "measured"]
     overall = table[table["kind"] == ALL_KINDS]
-    for base, rows in overall.groupby("base_model", sort=False):
-        for metric, title in (("margin", "Margin"), ("ap", "AP")):
-            sections += [f"## {title} by test set, base model {base}", _overview_table(rows, metric)]
+    for base, rows in table.groupby("base_model", sort=False):
+        for kind, metric, title in _OVERVIEWS:
+            chosen = rows[(rows["kind"] == kind) & (rows["metric"] == metric)]
+            if len(chosen):
+                sections += [f"## {title} by test set, base model {base}", _overview_table(chosen)]
+        if repeats:
+            sections += [
+                f"## Over seeds, base model {base}",
+                "Mean, lowest and highest of the changes from the base model, by what was measured.",
+                _seed_table(rows, repeats),
+            ]
     for (base, test_set), rows in overall.groupby(["base_model", "test_set"], sort=False):
         n = int(rows["n"].iloc[0])
         size = "1 triplet" if n == 1 else f"{n} triplets"
@@ -169,13 +188,25 @@ def benchmark_markdown(
     return "\n\n".join(sections) + "\n"
 
 
-def _overview_table(rows: pd.DataFrame, metric: str) -> str:
+def _overview_table(rows: pd.DataFrame) -> str:
     """Make the table of one metric: a row a model, a column a test set; the base model's value, the others' changes."""
-    rows = rows[rows["metric"] == metric]
     cells = [_value(row) if row["model"] == "base" else _change(row) for _, row in rows.iterrows()]
     wide = rows.assign(cell=cells).pivot(index="model", columns="test_set", values="cell")
     wide = wide.loc[list(dict.fromkeys(rows["model"])), list(dict.fromkeys(rows["test_set"]))].reset_index()
     return wide.to_markdown(index=False, disable_numparse=True)
+
+
+def _seed_table(rows: pd.DataFrame, repeats: Mapping[str, Sequence[str]]) -> str:
+    """Make the table of models of several seeds: a row for each of them and metric, a column a test set."""
+    lines = []
+    for kind, metric, title in _OVERVIEWS:
+        measured = rows[(rows["kind"] == kind) & (rows["metric"] == metric)]
+        for first, names in repeats.items():
+            line = {"measured": title, "model": first, "seeds": str(len(names))}
+            for test_set, found in measured[measured["model"].isin(names)].groupby("test_set", sort=False)["change"]:
+                line[test_set] = f"{found.mean():+.3f} [{found.min():+.3f}, {found.max():+.3f}]"
+            lines.append(line)
+    return pd.DataFrame(lines).fillna("").to_markdown(index=False, disable_numparse=True)
 
 
 def _model_table(rows: pd.DataFrame) -> str:
@@ -197,7 +228,8 @@ def _model_table(rows: pd.DataFrame) -> str:
 
 def _kind_table(rows: pd.DataFrame, metric: str = "margin") -> str:
     """Make the table of changes by kind: a row a test set and model."""
-    chosen = rows[(rows["metric"] == metric) & (rows["model"] != "base") & (rows["kind"] != ALL_KINDS)]
+    together = rows["kind"].isin((ALL_KINDS, LOOK_ALIKES))
+    chosen = rows[(rows["metric"] == metric) & (rows["model"] != "base") & ~together]
     chosen = chosen.assign(shown=[_change(row) for _, row in chosen.iterrows()])
     wide = chosen.pivot(index=["test_set", "model"], columns="kind", values="shown")
     order = chosen[["test_set", "model"]].drop_duplicates().itertuples(index=False, name=None)

@@ -394,6 +394,14 @@ class Config(_Section):
         return found
 
     @property
+    def repeats(self) -> dict[str, list[str]]:
+        """The trained models that differ in nothing but the seed, by the id of the first."""
+        alike: dict[str, list[str]] = {}
+        for name, model in self.trained_models.items():
+            alike.setdefault(model.model_dump_json(exclude={"seed"}), []).append(name)
+        return {names[0]: names for names in alike.values() if len(names) > 1}
+
+    @property
     def trials(self) -> dict[str, TrainedModel]:
         """The trials of the sweep, by model id; none without a sweep."""
         if self.sweep is None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 ALL_KINDS = "all"
+LOOK_ALIKES = "look-alike"
+"""Every kind but topic: the negative stays with the anchor's subject, or near it."""
 MIN_GROUPS = 10
 """Fewer groups give no interval: resampling a handful says how they differ, not how others would."""
 
@@ -57,10 +59,10 @@ def measure(scores: pd.DataFrame, base_scores: pd.DataFrame, settings: Evaluate,
     Returns
     -------
     list of dict
-        For each test set, kind (``all`` first) and metric: test_set, test_version, kind, metric, n (triplets), groups,
-        value, low, high, change, change_low, change_high, and relative_change with its interval where the base model's
-        margin lies above zero with its whole interval (None elsewhere). Intervals are None where there are fewer than
-        :data:`MIN_GROUPS` groups. Changes are paired: one bootstrap draw serves both models.
+        For each test set, kind (``all`` and ``look-alike`` first) and metric: test_set, test_version, kind, metric, n
+        (triplets), groups, value, low, high, change, change_low, change_high, and relative_change with its interval
+        where the base model's margin lies above zero with its whole interval (None elsewhere). Intervals are None
+        where there are fewer than :data:`MIN_GROUPS` groups. Changes are paired: one bootstrap draw serves both models.
 
     Raises
     ------
@@ -71,8 +73,9 @@ def measure(scores: pd.DataFrame, base_scores: pd.DataFrame, settings: Evaluate,
         raise ValueError("scores and base_scores are not about the same triplets")
     results = []
     for test_set in scores["test_set"].unique():
-        for kind in (ALL_KINDS, *KINDS):
-            chosen = (scores["test_set"] == test_set) & ((scores["kind"] == kind) | (kind == ALL_KINDS))
+        members = {ALL_KINDS: KINDS, LOOK_ALIKES: [kind for kind in KINDS if kind != "topic"]}
+        for kind in (*members, *KINDS):
+            chosen = (scores["test_set"] == test_set) & scores["kind"].isin(members.get(kind, [kind]))
             if chosen.any():
                 version = scores["test_version"][chosen].iloc[0]
                 place = {"test_set": test_set, "test_version": version, "kind": kind}

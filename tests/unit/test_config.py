@@ -113,6 +113,9 @@ def test_models_and_trials_fill_in_what_they_leave_out(config):
     assert models["law"].domains == ["law"] and models["joint"].domains == list(settings.domains)
     assert (models["again"].seed, models["again"].domains, models["again"].train.losses) == (14, ["law"], {"bce": 1})
     assert models["again"].train.rank == settings.train.rank
+    assert settings.repeats == {}
+    config["models"] |= {"law-14": {"seed": 14, "domains": ["law"]}, "law-15": {"seed": 15, "domains": ["law"]}}
+    assert parse(config).repeats == {"law": ["law", "law-14", "law-15"]}
     trials = settings.trials
     assert [(name, trial.seed, trial.train.rank) for name, trial in trials.items()] == [
         ("sweep-001", 1, 2), ("sweep-002", 2, 2), ("sweep-003", 1, 4), ("sweep-004", 2, 4),

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -76,7 +78,8 @@ def test_kinds_are_measured_apart_and_add_up():
     assert found(results, "margin", "aspect")["value"] == pytest.approx(0.6)
     assert found(results, "margin", "topic")["value"] == pytest.approx(0.4)
     assert found(results, "margin")["value"] == pytest.approx(0.5)
-    assert {row["kind"] for row in results} == {"all", "aspect", "topic"}
+    assert found(results, "margin", "look-alike")["value"] == pytest.approx(0.6)
+    assert {row["kind"] for row in results} == {"all", "look-alike", "aspect", "topic"}
     assert all(row["change"] == 0 for row in results)
 
 
@@ -101,16 +104,36 @@ def table():
 
 def test_markdown_shows_models_changes_and_published_numbers_marked_as_such(table):
     published = read_published(ROOT / "config/published.yaml")
-    text = benchmark_markdown(table, published, 0.95, 0.05)
+    text = benchmark_markdown(table, published, 0.95, 0.05, {})
+    assert "Over seeds" not in text
     assert "## law (40 triplets, v1), base model b" in text
-    overview, _, detail, *_ = (line for line in text.splitlines() if line.startswith("| law "))
+    overview, *_ = (line for line in text.splitlines() if line.startswith("| law "))
     assert overview == "| law     | +0.100 [+0.100, +0.100]* |"
+    lookalikes, easy = (text.split(f"## {title}")[1].split("## ")[0] for title in ("Accuracy on", "Margin on easy"))
+    assert "| law     | +" in lookalikes
+    assert overview in easy
+    detail = next(line for line in text.split("## law (40")[1].splitlines() if line.startswith("| law "))
     assert "| +0.100 [+0.100, +0.100]*" in detail
     below = text.split("Published for law, not measured here:")[1]
     assert "| 0.4942        | 0.6270   | +26.9%" in below
     assert "0.2415" not in text
-    assert "at which no more than 0.5 % of" in benchmark_markdown(table, published, 0.975, 0.005)
-    assert "97.5 % bootstrap" in benchmark_markdown(table, published, 0.975, 0.005)
+    other = benchmark_markdown(table, published, 0.975, 0.005, {})
+    assert "at which no more than 0.5 % of" in other
+    assert "97.5 % bootstrap" in other
+
+
+def test_models_that_differ_in_the_seed_are_summed_up():
+    base = scores([0.6] * 40, [0.5] * 40)
+    rows = [{"base_model": "b", "model": "base", "results": measure(base, base, SETTINGS, 1)}]
+    for seed, gain in enumerate((0.1, 0.2, 0.6)):
+        model = base.assign(positive_similarity=base["positive_similarity"] + gain)
+        rows.append({"base_model": "b", "model": f"law-{seed}", "results": measure(model, base, SETTINGS, 1)})
+    text = benchmark_markdown(benchmark_table(rows, []), [], 0.95, 0.05, {"law-0": ["law-0", "law-1", "law-2"]})
+    section = text.split("## Over seeds, base model b")[1].split("\n## ")[0]
+    lines = [re.split(r" *\| *", line)[1:-1] for line in section.splitlines() if line.startswith("|")]
+    assert lines[0] == ["measured", "model", "seeds", "law"]
+    assert lines[2] == ["Margin", "law-0", "3", "+0.300 [+0.100, +0.600]"]
+    assert ["Margin on easy negatives (kind topic)", "law-0", "3", "+0.300 [+0.100, +0.600]"] in lines
 
 
 def test_the_csv_marks_what_is_published(table):

@@ -90,13 +90,23 @@ def test_training_improves_held_out_triplets(trained):
 
 
 def test_the_saved_adapter_is_the_trained_one_also_for_plain_peft(base, trained):
-    model, _, folder = trained
+    model, metrics, folder = trained
+    # It is stored in float16, validated in float32.
+    found = Validation({"toy": read_validation(folder.parent / f"{folder.name}.parquet", 100)}, bfloat16=False)(model)
+    kept = next(row for row in metrics["validation"] if row["step"] == metrics["best_step"])
+    assert found["margin"] == pytest.approx(kept["margin"], abs=1e-4)
     expected = embeddings(model)
     np.testing.assert_allclose(embeddings(load_model(base, folder)), expected, atol=1e-6)
     plain = SentenceTransformer(str(base_folder(base)))
     plain[0].auto_model = PeftModel.from_pretrained(plain[0].auto_model, str(folder))
     np.testing.assert_allclose(embeddings(plain), expected, atol=1e-6)
     assert not np.allclose(embeddings(load_model(base, None)), expected, atol=1e-2)
+    assert {parameter.dtype for parameter in plain[0].auto_model.parameters()} == {torch.float32}
+
+
+def test_the_default_adapter_takes_at_most_600_kb(base, tmp_path):
+    train(base, tmp_path / "m", Train(epochs=1, batch_size=6, precision="float32"))
+    assert (tmp_path / "m" / "adapter_model.safetensors").stat().st_size <= 600_000
 
 
 def test_the_adapter_names_its_base_and_no_path_of_this_machine(trained, base):
@@ -115,7 +125,7 @@ def test_the_best_checkpoint_is_kept_not_the_last(base, tmp_path):
     best = max(metrics["validation"][1:], key=lambda row: objective(row, first, recipe.most_lost_similarity))
     assert metrics["best_step"] == best["step"]
     assert found["ap"] == pytest.approx(best["ap"])
-    assert found["margin"] == pytest.approx(best["margin"], abs=1e-6)
+    assert found["margin"] == pytest.approx(best["margin"], abs=1e-4)
 
 
 def test_what_loses_too_much_positive_similarity_comes_last():
@@ -132,7 +142,7 @@ def test_training_is_seeded(base, trained, tmp_path):
     again, first = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "again", trained[2]))
     assert again.keys() == first.keys()
     for name, value in first.items():
-        torch.testing.assert_close(again[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(again[name], value, rtol=0, atol=0)
 
 
 def test_layers_that_do_not_exist_are_refused(base, tmp_path):
@@ -260,8 +270,9 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(base, tmp
     assert kept > 2
     assert f"going on from checkpoint-{kept}" in result.stderr
     killed, whole = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("killed", "whole"))
+    # To the last bit of what is stored in float16; two processes may add up in another order.
     for name, value in whole.items():
-        torch.testing.assert_close(killed[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(killed[name], value, rtol=0 if processes == 1 else 1e-3, atol=1e-6)
 
 
 def test_checkpoints_of_other_settings_are_not_gone_on_from(base, tmp_path):
@@ -306,7 +317,8 @@ def test_an_svd_merge_is_the_best_low_rank_sum(base, trained, other_adapter, tmp
     model = load_model(base, None)
     merge_adapters(model, {"a": trained[2], "b": other_adapter}, Merge(method="svd", weight=0.5), tmp_path)
     first, second, merged = (
-        load_file(folder / "adapter_model.safetensors") for folder in (trained[2], other_adapter, tmp_path)
+        {name: value.float() for name, value in load_file(folder / "adapter_model.safetensors").items()}
+        for folder in (trained[2], other_adapter, tmp_path)
     )
     names = [name.removesuffix("lora_A.weight") for name in first if name.endswith("lora_A.weight")]
     assert len(names) == 36  # six linear layers in each of six blocks

@@ -16,6 +16,7 @@ rule benchmark:
         "../../envs/report.yaml"
     params:
         settings=section("evaluate"),
+        repeats=settings.repeats,
         code=stage_code("benchmark"),
     message:
         "Writing the benchmark table."

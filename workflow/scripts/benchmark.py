@@ -18,5 +18,7 @@ if __name__ == "__main__":
         table = benchmark_table(evaluations, published)
         with replacing(snakemake.output.csv) as temporary:
             table.to_csv(temporary, index=False)
-        markdown = benchmark_markdown(table, published, settings.confidence, settings.false_hit_budget)
+        markdown = benchmark_markdown(
+            table, published, settings.confidence, settings.false_hit_budget, snakemake.params.repeats
+        )
         write_text(snakemake.output.markdown, markdown)
