@@ -19,6 +19,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=2, help="how often a training is killed before it may end")
+
+
 @pytest.fixture(scope="session")
 def default_config() -> Config:
     import yaml

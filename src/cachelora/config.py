@@ -173,8 +173,8 @@ class Train(_Section):
     full: bool = Field(
         False, description="Train all weights instead of an adapter: a control, and no adapter to merge."
     )
-    rank: int = Field(16, ge=1, description="Rank of the LoRA update.")
-    alpha: int = Field(32, ge=1, description="The update is scaled by alpha / rank.")
+    rank: int = Field(7, ge=1, description="Rank of the LoRA update.")
+    alpha: int = Field(28, ge=1, description="The update is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
     target_modules: list[str] = Field(
         ["query", "key", "value", "dense"], min_length=1, description="Linear layers that get an update."
