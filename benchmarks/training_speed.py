@@ -6,8 +6,8 @@ The seeds' trainer is re-built here as their documents and its source describe i
 128 tokens, anchors and positives in forward passes of their own, float32, LoRA of rank 8 on query and value with a
 dropout of 0.1, AdamW at 2e-5, batches of 32 rows in random order. A triplet is a row of the input: an anchor, its
 positive and its hard negatives. The seeds train on the first two of them; this project on all, with the recipe of
-config/domains.yaml. The arms alternate; what is timed is the steps alone, without loading and validation. Last, how
-near the faster arm comes to what the CPU's matrix products could do.
+config/domains.yaml. The arms alternate; what is timed is the steps alone, without loading and validation. Last, where
+this project's time goes, by torch's profiler, and how near it comes to what the CPU's matrix products could do.
 """
 
 import argparse
@@ -115,6 +115,26 @@ def our_seconds(base: BaseModelSource, path: Path, settings: Train, seed: int, t
     return metrics["device"]["step_seconds"], metrics["steps"]
 
 
+def operation_shares(base: BaseModelSource, path: Path, settings: Train, threads: int) -> dict[str, float]:
+    """Profile one epoch this project's way.
+
+    Parameters
+    ----------
+    base, path, settings, threads
+        As in :func:`our_seconds`.
+
+    Returns
+    -------
+    dict of str to float
+        The share of each operation in the CPU time of all, largest first.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        our_seconds(base, path, settings, 0, threads)
+    spent = {event.key: event.self_cpu_time_total for event in profile.key_averages() if event.key.startswith("aten::")}
+    total = sum(spent.values())
+    return {name: time / total for name, time in sorted(spent.items(), key=lambda item: -item[1])}
+
+
 def product_rate(dtype: torch.dtype, size: int = 2048, seconds: float = 3.0) -> float:
     """Measure square matrix products.
 
@@ -188,8 +208,12 @@ def main() -> None:
             print(
                 f"round {number + 1}:", ", ".join(f"{name} {found[-1]:.1f} triplets/s" for name, found in rates.items())
             )
+        shares = operation_shares(base, path, settings, arguments.threads)
     middle = {name: float(np.median(found)) for name, found in rates.items()}
     print(f"median: {middle}, ratio {middle['cachelora'] / middle['seeds']:.1f}")
+    print(
+        "where the time goes:", ", ".join(f"{name[6:]} {share:.0%}" for name, share in shares.items() if share >= 0.01)
+    )
 
     weights = sum(
         p.numel() for name, p in load_model(base, None).named_parameters() if ".layer." in name and p.ndim == 2
