@@ -43,10 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "verify":
-            from cachelora.manifest import verify as verify_folder
-
-            for folder in chosen.folder:
-                print(f"{folder}: {len(verify_folder(folder)['files'])} files as the manifest says")
+            return _verify(chosen.folder)
         elif chosen.command == "data-check":
             return _data_check([CONFIG, *chosen.configfile], chosen.freeze)
         elif chosen.command == "labelled":
@@ -61,6 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ERROR {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _verify(folders: Sequence[str]) -> int:
+    """Check each folder, whatever is wrong with those before it; return 1 if something is."""
+    from cachelora.manifest import verify
+
+    damaged = 0
+    for folder in folders:
+        try:
+            print(f"{folder}: {len(verify(folder)['files'])} files as the manifest says")
+        except CacheloraError as error:
+            damaged = 1
+            print(f"ERROR {error}", file=sys.stderr)
+    return damaged
 
 
 def _data_check(configfiles: Sequence[str], freeze: bool) -> int:

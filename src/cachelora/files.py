@@ -264,7 +264,7 @@ def read_records(path: str | Path) -> tuple[list[Record], list[Reject]]:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(str(path), "no such file", "Put it there, or correct the path in the config") from error
+        raise InputError(str(path), "no such file", "Put it there, or correct the path") from error
     except OSError as error:
         raise InputError(str(path), f"cannot be read ({error.strerror})", "Make it a readable file") from error
     if reader is not _read_parquet and (content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content):

@@ -1,7 +1,8 @@
 """Reference pages that are written from the code, so that they cannot drift from it."""
 
 import json
-from typing import Any
+import types
+from typing import Any, Literal, get_args, get_origin
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -14,7 +15,7 @@ _CONFIG_INTRO = """# Configuration
 
 `config/domains.yaml` is the one file to edit; it holds science only. Threads, memory and GPUs stand in the rules, how
 jobs are run in `profiles/`. A file given with `--configfile` is laid over it, key by key, as the presets are; an entry
-that it sets to `null` (a domain, an engine, a base model, a model, a loss) is removed. A key that is not listed is an
+that it sets to `null` (a domain, an engine, a base model, a model, a merge, a loss) is removed. A key that is not listed is an
 error.
 
 Written by `cachelora reference config`; do not edit."""
@@ -47,7 +48,7 @@ def config_reference() -> str:
     for name, field in Config.model_fields.items():
         sections = [found for found in _sections(field.annotation) if found is not Config]
         for section in sections:
-            place = name if isinstance(field.annotation, type) else f"{name}.NAME"
+            place = f"{name}.NAME" if get_origin(field.annotation) is dict else name
             variant = f" (type `{section.model_fields['type'].annotation.__args__[0]}`)" if name == "engines" else ""
             parts += [f"## `{place}`{variant}", section.__doc__.strip(), _table(section)]
     return "\n\n".join(parts) + "\n"
@@ -80,7 +81,7 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 def _table(section: type[BaseModel]) -> str:
     """Make the table of a section's keys."""
     rows = [
-        (f"`{name}`", _default(field), field.description or "see below")
+        (f"`{name}`", _default(field), (field.description or "see below") + _choices(field.annotation))
         for name, field in section.model_fields.items()
         if name != "type"
     ]
@@ -94,6 +95,17 @@ def _default(field: FieldInfo) -> str:
     if isinstance(field.default, BaseModel):
         return ""
     return f"`{json.dumps(field.default)}`"
+
+
+def _choices(annotation: Any) -> str:
+    """List the words that a key, or the keys of a mapping, may take."""
+    number = "One"
+    if get_origin(annotation) is dict:
+        annotation, number = get_args(annotation)[0], "Some"
+    for part in get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,):
+        if get_origin(part) is Literal:
+            return f" {number} of " + ", ".join(f"`{choice}`" for choice in get_args(part)) + "."
+    return ""
 
 
 def _type_name(type_: pa.DataType) -> str:

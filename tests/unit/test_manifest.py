@@ -86,6 +86,11 @@ def test_damage_is_found(folder, capsys, damage, message):
     assert capsys.readouterr().err.startswith("ERROR ")
 
 
+def test_every_folder_is_checked_also_after_a_damaged_one(folder, tmp_path, capsys):
+    assert main(["verify", str(tmp_path / "none"), str(folder)]) == 1
+    assert f"{folder}: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 7, b"\xff" * 64, (5).to_bytes(8, "little") + b"{}   ", b"\x02" + b"\0" * 7 + b"[]"]
 )
