@@ -44,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.command == "verify":
             return _verify(chosen.folder)
-        elif chosen.command == "data-check":
+        if chosen.command == "data-check":
             return _data_check([CONFIG, *chosen.configfile], chosen.freeze)
-        elif chosen.command == "labelled":
+        if chosen.command == "labelled":
             _labelled([CONFIG, *chosen.configfile], chosen.base, chosen.adapter, chosen.file)
         else:
             from cachelora.config import json_schema
