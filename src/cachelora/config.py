@@ -396,10 +396,11 @@ class Config(_Section):
     @property
     def repeats(self) -> dict[str, list[str]]:
         """The trained models that differ in nothing but the seed, by the id of the first."""
-        alike: dict[str, list[str]] = {}
+        alike: dict[str, dict[int, str]] = {}
         for name, model in self.trained_models.items():
-            alike.setdefault(model.model_dump_json(exclude={"seed"}), []).append(name)
-        return {names[0]: names for names in alike.values() if len(names) > 1}
+            alike.setdefault(model.model_dump_json(exclude={"seed"}), {}).setdefault(model.seed, name)
+        groups = ([*by_seed.values()] for by_seed in alike.values())
+        return {names[0]: names for names in groups if len(names) > 1}
 
     @property
     def trials(self) -> dict[str, TrainedModel]:

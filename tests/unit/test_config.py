@@ -115,6 +115,8 @@ def test_models_and_trials_fill_in_what_they_leave_out(config):
     assert models["again"].train.rank == settings.train.rank
     assert settings.repeats == {}
     config["models"] |= {"law-14": {"seed": 14, "domains": ["law"]}, "law-15": {"seed": 15, "domains": ["law"]}}
+    # One seed twice, as joint and the model of an only domain are.
+    config["models"]["same"] = {"domains": ["law"]}
     assert parse(config).repeats == {"law": ["law", "law-14", "law-15"]}
     trials = settings.trials
     assert [(name, trial.seed, trial.train.rank) for name, trial in trials.items()] == [
