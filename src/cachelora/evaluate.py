@@ -9,14 +9,13 @@ import pandas as pd
 from cachelora.config import Evaluate
 from cachelora.metrics import bootstrap_weights, interval, registry
 from cachelora.models import score_triplets
-from cachelora.schemas import KINDS, SCORES
+from cachelora.schemas import KINDS, LOOK_ALIKE_KINDS, SCORES
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 ALL_KINDS = "all"
 LOOK_ALIKES = "look-alike"
-"""Every kind but topic: the negative stays with the anchor's subject, or near it."""
 MIN_GROUPS = 10
 """Fewer groups give no interval: resampling a handful says how they differ, not how others would."""
 
@@ -73,7 +72,7 @@ def measure(scores: pd.DataFrame, base_scores: pd.DataFrame, settings: Evaluate,
         raise ValueError("scores and base_scores are not about the same triplets")
     results = []
     for test_set in scores["test_set"].unique():
-        members = {ALL_KINDS: KINDS, LOOK_ALIKES: [kind for kind in KINDS if kind != "topic"]}
+        members = {ALL_KINDS: KINDS, LOOK_ALIKES: LOOK_ALIKE_KINDS}
         for kind in (*members, *KINDS):
             chosen = (scores["test_set"] == test_set) & scores["kind"].isin(members.get(kind, [kind]))
             if chosen.any():

@@ -8,6 +8,8 @@ Kind = Literal["aspect", "entity", "polarity", "quantity", "scope", "topic"]
 """How a negative differs from its query; see docs/corpora.md."""
 
 KINDS: tuple[str, ...] = get_args(Kind)
+LOOK_ALIKE_KINDS = tuple(kind for kind in KINDS if kind != "topic")
+"""The kinds whose negatives stay with the query's subject, or near it."""
 PARAPHRASE = "paraphrase"
 
 

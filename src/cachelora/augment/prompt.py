@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from cachelora.schemas import KINDS
+from cachelora.schemas import LOOK_ALIKE_KINDS
 
 TASKS = ("paraphrases", "negatives")
 """What is asked for, each in a call of its own."""
@@ -67,10 +67,9 @@ class Prompts:
             The schema.
         """
         text = {"type": "string", "minLength": 1, "maxLength": self.max_chars}
-        kinds = [kind for kind in KINDS if kind != "topic"]
         negative = {
             "type": "object",
-            "properties": {"kind": {"enum": kinds}, "text": text},
+            "properties": {"kind": {"enum": list(LOOK_ALIKE_KINDS)}, "text": text},
             "required": ["kind", "text"],
             "additionalProperties": False,
         }

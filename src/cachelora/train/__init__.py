@@ -364,6 +364,6 @@ def _save(model: SentenceTransformer, settings: Train, base_name: str, folder: P
             )
     else:
         weights = get_peft_model_state_dict(network, save_embedding_layers=False)
-        # Half the size; peft computes with them in float32 again, and no cosine of the test sets moves by .001.
+        # Half the size; peft computes with them in float32 again. docs/recipe.md has what it changes.
         half = {name: value.half() for name, value in weights.items()}
         save_adapter(half, network.peft_config["default"], base_name, folder)
