@@ -79,6 +79,11 @@ class Domain(_Section):
         description="Whether it gets an adapter of its own and takes part in merges. With false its triplets go into "
         "`joint` only, as those of queries of no domain that keep a model from forgetting.",
     )
+    added: bool = Field(
+        False,
+        description="Whether it comes to models that are finished: neither `joint` nor any other domain is trained "
+        "again. Test triplets of which their training texts hold a text are dropped from its test set instead.",
+    )
 
 
 class Queries(_Section):
@@ -185,6 +190,13 @@ class Train(_Section):
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Its course after that.")
     epochs: int = Field(2, ge=1, description="Passes over the groups.")
     batch_size: int = Field(8, ge=2, description="Groups a step, of all processes together.")
+    size_exponent: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Of each domain are drawn as many groups an epoch as are proportional to this power of their "
+        "number: 0 for the same of all, 1 for what there is. None comes more than four times.",
+    )
     grouped: bool = Field(
         True,
         description="Whether the rows of a group stay together. Without, each row counts as a group, and siblings that "
@@ -238,9 +250,19 @@ class Train(_Section):
 
 
 class Model(_Section):
-    """A further trained model: a recipe, a seed, a choice of domains."""
+    """A further trained model: a recipe, a seed, a choice of domains, a model to go on from."""
 
-    domains: list[str] | None = Field(None, min_length=1, description="What it is trained on; default: all domains.")
+    domains: list[str] | None = Field(
+        None, min_length=1, description="What it is trained on; default: all domains that were not `added`."
+    )
+    start: str | None = Field(
+        None, description="An adapter to go on from, by the id of a model above, in place of a fresh one."
+    )
+    replay: Share = Field(
+        0.25,
+        description="With `start`: share of the groups of each domain that it was trained on, drawn anew each epoch "
+        "so that it keeps what it learnt.",
+    )
     seed: int | None = Field(None, ge=0, le=2**32 - 1, description="Its seed; default: the one above.")
     train: dict[str, Any] = Field({}, description="What differs from the section `train`.")
 
@@ -255,7 +277,7 @@ class Sweep(_Section):
         [], description="Further changes of `train` to try; `{}` is the recipe as it is."
     )
     domains: list[str] | None = Field(
-        None, min_length=1, description="What trials are trained on; default: all domains."
+        None, min_length=1, description="What trials are trained on; default: all domains that were not `added`."
     )
     seeds: list[Annotated[int, Field(ge=0, le=2**32 - 1)]] | None = Field(
         None, min_length=1, description="Each is trained with each of these seeds; default: the one above."
@@ -287,15 +309,56 @@ class TrainedModel(BaseModel):
     domains: list[str]
     seed: int
     train: Train
+    start: str | None = None
+    replayed: dict[str, float] = {}
+
+    @property
+    def all_domains(self) -> list[str]:
+        """The domains whose triplets it sees, and on whose validation split its checkpoint is chosen."""
+        return [*self.domains, *self.replayed]
 
 
 class Merge(_Section):
-    """A weight merge of the domains' adapters."""
+    """A merge of adapters by weight arithmetic. Where several values are given, the best on validation is taken."""
 
-    method: Literal["linear", "svd"] = Field(
-        description="`svd`: the sum of the updates, re-compressed to the rank. `linear`: sums of the factors."
+    method: Literal["svd", "linear", "cat", "ties", "dare_ties", "magnitude_prune"] = Field(
+        description="How the updates are combined (`cachelora.merge`)."
     )
-    weight: float = Field(description="Weight of each adapter in the sum.")
+    models: list[str] | None = Field(
+        None, min_length=1, description="The adapters, by model id; default: those of the domains."
+    )
+    weight: float | Annotated[list[float], Field(min_length=1)] = Field(
+        0.5, description="Weight of each adapter in the sum, the same for all."
+    )
+    weights: dict[str, float] = Field({}, description="Weights of single adapters, by model id, in its place.")
+    factors: list[Annotated[float, Field(gt=0)]] = Field(
+        [],
+        description="Multiples of the weight that are tried for one adapter after the other, once the rest is chosen.",
+    )
+    density: (
+        Annotated[float, Field(gt=0, le=1)] | Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+    ) = Field(0.5, description="Share of an update's values that `ties`, `dare_ties` and `magnitude_prune` keep.")
+    rank: int | None = Field(
+        None, ge=1, description="Rank of the result; default: the largest of the adapters, for `cat` their sum."
+    )
+
+    @model_validator(mode="after")
+    def _check_rank(self) -> "Merge":
+        """Refuse a rank where none can be chosen."""
+        if self.method == "linear" and self.rank is not None:
+            raise ValueError("`linear` keeps the adapters' rank: remove `rank`, or use another method")
+        return self
+
+
+class Hybrid(_Section):
+    """A detector of the domain, and the model that embeds the queries of each."""
+
+    detector: Literal["logistic", "centroid"] = Field("logistic", description="How domains are told apart.")
+    models: dict[str, str] = Field(
+        {}, description="Model id by domain, for other models than each domain's own; `base` is the base model."
+    )
+    otherwise: str = Field("joint", description="The model for queries that no domain's model is for.")
+    reject: Share = Field(0.5, description="Queries whose likeliest domain is less probable count as such.")
 
 
 class Evaluate(_Section):
@@ -335,6 +398,9 @@ class Config(_Section):
     )
     sweep: Sweep | None = Field(None, description="A search for settings of `train`, done instead of the table.")
     merges: dict[FreeName, Merge] = Field({}, description="The weight merges; each becomes a model of its name.")
+    hybrids: dict[FreeName, Hybrid] = Field(
+        {}, description="Detectors with the models that they choose from; each becomes a row of its name."
+    )
     evaluate: Evaluate = Evaluate()
     deploy: Deploy = Deploy()
 
@@ -358,7 +424,10 @@ class Config(_Section):
                 )
         if not self.adapter_domains:
             raise ConfigError("domains", "none of them gets an adapter", "Leave `adapter` out of one of them")
-        for section, taken in (("models", [*self.domains]), ("merges", [*self.domains, *self.models])):
+        if not self.pool:
+            raise ConfigError("domains", "all of them are added, to nothing", "Leave `added` out of one of them")
+        taken = [*self.domains]
+        for section in ("models", "merges", "hybrids"):
             for name in getattr(self, section):
                 if name in taken:
                     raise ConfigError(
@@ -366,10 +435,10 @@ class Config(_Section):
                     )
                 if name.startswith(_TRIAL):
                     raise ConfigError(f"{section}.{name}", f"'{_TRIAL}' begins the names of trials", "Rename it")
-        for name in self.merges:
-            if full := [domain for domain in self.adapter_domains if self.trained_models[domain].train.full]:
-                raise ConfigError(f"merges.{name}", f"{full[0]} is trained in full", "Set train.full only in models.*")
+            taken += getattr(self, section)
         adapters = [name for name, model in self.trained_models.items() if not model.train.full]
+        self._check_merges(adapters)
+        self._check_hybrids()
         if self.deploy.model not in [*adapters, *self.merges]:
             raise ConfigError(
                 "deploy.model",
@@ -380,16 +449,68 @@ class Config(_Section):
         _ = self.trials
         return self
 
+    def _check_merges(self, adapters: list[str]) -> None:
+        """Check that merges name adapters."""
+        for name, merge in self.merges.items():
+            members = self.merged_models[name]
+            if full := [member for member in members if member in self.trained_models and member not in adapters]:
+                raise ConfigError(f"merges.{name}", f"{full[0]} is trained in full", "Set train.full only in models.*")
+            for key, given, known in (("models", members, adapters), ("weights", merge.weights, members)):
+                if unknown := [member for member in given if member not in known]:
+                    raise ConfigError(
+                        f"merges.{name}.{key}", f"unknown adapter '{unknown[0]}'", f"Use some of {_listed(known)}"
+                    )
+            if len(set(members)) < len(members):
+                raise ConfigError(
+                    f"merges.{name}.models", "an adapter stands twice in it", "Give it more weight instead"
+                )
+
+    def _check_hybrids(self) -> None:
+        """Check that hybrids name domains and models."""
+        known = ["base", *self.trained_models, *self.merges]
+        for name, hybrid in self.hybrids.items():
+            if len(self.domains) < 2:
+                raise ConfigError(f"hybrids.{name}", "there is one domain only, and nothing to detect", "Remove it")
+            self._known_domains([*hybrid.models], f"hybrids.{name}.models")
+            named = {"otherwise": hybrid.otherwise} | {f"models.{domain}": m for domain, m in hybrid.models.items()}
+            for key, model in named.items():
+                if model not in known:
+                    raise ConfigError(
+                        f"hybrids.{name}.{key}", f"unknown model '{model}'", f"Use one of {_listed(known)}"
+                    )
+
+    @property
+    def hybrid_models(self) -> dict[str, dict[str, str]]:
+        """The model of each domain that has one of its own, by the hybrid's name."""
+        return {
+            name: {domain: domain for domain in self.adapter_domains} | hybrid.models
+            for name, hybrid in self.hybrids.items()
+        }
+
+    @property
+    def merged_models(self) -> dict[str, list[str]]:
+        """The adapters that are merged, by the merge's name."""
+        return {name: merge.models or self.adapter_domains for name, merge in self.merges.items()}
+
     @property
     def trained_models(self) -> dict[str, TrainedModel]:
         """What is trained, by model id: a model for each domain, ``joint`` and those of ``models``."""
         found = {name: TrainedModel(domains=[name], seed=self.seed, train=self.train) for name in self.adapter_domains}
-        found["joint"] = TrainedModel(domains=[*self.domains], seed=self.seed, train=self.train)
+        found["joint"] = TrainedModel(domains=self._known_domains(None, ""), seed=self.seed, train=self.train)
         for name, model in self.models.items():
+            domains = self._known_domains(model.domains, f"models.{name}.domains")
+            train = self._train_with(model.train, f"models.{name}.train")
+            replayed = {}
+            if model.start is not None:
+                _check_start(f"models.{name}", model.start, train, found)
+                before = found[model.start].all_domains
+                replayed = {domain: model.replay for domain in before if domain not in domains and model.replay}
             found[name] = TrainedModel(
-                domains=self._known_domains(model.domains, f"models.{name}.domains"),
+                domains=domains,
                 seed=self.seed if model.seed is None else model.seed,
-                train=self._train_with(model.train, f"models.{name}.train"),
+                train=train,
+                start=model.start,
+                replayed=replayed,
             )
         return found
 
@@ -428,11 +549,11 @@ class Config(_Section):
         return {f"{_TRIAL}{number:03d}": change for number, change in enumerate(changes, start=1)}
 
     def _known_domains(self, domains: list[str] | None, key: str) -> list[str]:
-        """Return the named domains, or all."""
+        """Return the named domains, or all that were not added."""
         for name in domains or []:
             if name not in self.domains:
                 raise ConfigError(key, f"unknown domain '{name}'", f"Use some of {_listed(self.domains)}")
-        return domains or [*self.domains]
+        return domains or self.pool
 
     def _train_with(self, changes: dict[str, Any], key: str) -> Train:
         """Lay changes over the section `train`; a change replaces a value whole."""
@@ -440,6 +561,30 @@ class Config(_Section):
             return Train.model_validate({**self.train.model_dump(), **changes})
         except ValidationError as error:
             raise _config_error(error, key) from None
+
+    @property
+    def pool(self) -> list[str]:
+        """The domains that models are trained on together: those that were not added later."""
+        return [name for name, domain in self.domains.items() if not domain.added]
+
+    def before(self, domain: str) -> list[str]:
+        """Return the domains that were there when a domain came.
+
+        Parameters
+        ----------
+        domain : str
+            A domain of this configuration.
+
+        Returns
+        -------
+        list of str
+            The whole pool with the domain itself in it for a domain of the pool; for one that was added, the pool and
+            the domains added above it.
+        """
+        if not self.domains[domain].added:
+            return self.pool
+        names = [*self.domains]
+        return self.pool + [name for name in names[: names.index(domain)] if self.domains[name].added]
 
     @property
     def adapter_domains(self) -> list[str]:
@@ -462,14 +607,26 @@ class Config(_Section):
         return self.engines[self.domains[domain].engine or self.augment.engine]
 
 
+def _check_start(key: str, start: str, train: Train, found: dict[str, TrainedModel]) -> None:
+    """Refuse to go on from what a training cannot go on from."""
+    if start not in found:
+        raise ConfigError(f"{key}.start", f"no model '{start}' above it", f"Use one of {_listed(found)}")
+    before = found[start].train
+    if before.full or train.full:
+        raise ConfigError(f"{key}.start", "a full fine-tune has no adapter to go on from", "Use adapters")
+    for name in ("rank", "alpha", "target_modules"):
+        if (mine := getattr(train, name)) != (theirs := getattr(before, name)):
+            raise ConfigError(f"{key}.train.{name}", f"{mine}, and {start} has {theirs}", "Make them the same")
+
+
 def parse(config: dict[str, Any]) -> Config:
     """Check a configuration and fill in the defaults.
 
     Parameters
     ----------
     config : dict
-        What the YAML files hold, overlays merged. A domain, engine, base model, model, merge or loss that an overlay
-        sets to null is removed.
+        What the YAML files hold, overlays merged. A domain, engine, base model, model, merge, hybrid or loss that an
+        overlay sets to null is removed.
 
     Returns
     -------
@@ -482,7 +639,7 @@ def parse(config: dict[str, Any]) -> Config:
         If a key is unknown or missing, or a value is not allowed; with the key's full name.
     """
     config = dict(config)
-    for section in ("base_models", "domains", "engines", "models", "merges"):
+    for section in ("base_models", "domains", "engines", "models", "merges", "hybrids"):
         if isinstance(config.get(section), dict):
             config[section] = {name: value for name, value in config[section].items() if value is not None}
     train = config.get("train")

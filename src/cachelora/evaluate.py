@@ -1,18 +1,14 @@
 """Stage `evaluate`: one model on all test sets, with intervals, beside the base model."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cachelora.config import Evaluate
 from cachelora.metrics import bootstrap_weights, interval, registry
-from cachelora.models import score_triplets
-from cachelora.schemas import KINDS, LOOK_ALIKE_KINDS, SCORES
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from cachelora.schemas import KINDS, LOOK_ALIKE_KINDS
 
 ALL_KINDS = "all"
 LOOK_ALIKES = "look-alike"
@@ -20,25 +16,21 @@ MIN_GROUPS = 10
 """Fewer groups give no interval: resampling a handful says how they differ, not how others would."""
 
 
-def score_testsets(model: "SentenceTransformer", testsets: Mapping[str, pd.DataFrame], batch_size: int) -> pd.DataFrame:
-    """Measure the similarities of all test sets.
+def join_testsets(testsets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Put all test sets into one table, so that what they share is encoded once.
 
     Parameters
     ----------
-    model : SentenceTransformer
-        The model.
     testsets : mapping of str to pandas.DataFrame
         By domain, in the columns of :data:`cachelora.schemas.TESTSET`.
-    batch_size : int
-        Texts encoded at once.
 
     Returns
     -------
     pandas.DataFrame
-        Rows in the columns of :data:`cachelora.schemas.SCORES`.
+        Their rows, with the domain as test_set; with similarities it has the columns of
+        :data:`cachelora.schemas.SCORES`.
     """
-    triplets = pd.concat([table.assign(test_set=domain) for domain, table in testsets.items()], ignore_index=True)
-    return score_triplets(model, triplets, batch_size)[SCORES.names]
+    return pd.concat([table.assign(test_set=domain) for domain, table in testsets.items()], ignore_index=True)
 
 
 def measure(scores: pd.DataFrame, base_scores: pd.DataFrame, settings: Evaluate, seed: int) -> list[dict[str, Any]]:

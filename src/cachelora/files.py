@@ -26,7 +26,7 @@ class Reject:
     Attributes
     ----------
     line : int
-        Line of the file, or row of a Parquet file, counted from 1.
+        Line of the file, or row of a Parquet file, counted from 1; 0 for what was made from several.
     reason : str
         What is wrong with it.
     text : str

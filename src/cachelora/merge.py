@@ -1,13 +1,18 @@
-"""Stage `merge`: one adapter out of the domains' adapters, by weight arithmetic, without training.
+"""Stage `merge`: one adapter out of several, by weight arithmetic, without training.
 
-``svd`` adds up the weighted updates B·A of the adapters and re-compresses the sum to their rank by a truncated singular
-value decomposition. ``linear`` adds up the factors A and B apart from one another, which brings in cross terms. Both
-are peft's (``LoraModel.add_weighted_adapter``).
+An adapter's update of a layer is the product B·A of its two factors, scaled. All methods but ``linear`` combine updates
+and re-compress the result to a rank by a truncated singular value decomposition (``cat`` only if its full rank is not
+wanted); all are peft's (``LoraModel.add_weighted_adapter``). Weights and densities are chosen on the validation split,
+by what checkpoints are chosen by (:func:`cachelora.train.validation.objective`).
 """
 
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model_state_dict
 from sentence_transformers import SentenceTransformer
 
@@ -15,61 +20,228 @@ from cachelora.config import Merge
 from cachelora.errors import ModelError
 from cachelora.manifest import verify
 from cachelora.models import ADAPTER_FILES, save_adapter
+from cachelora.train.validation import objective
+
+_log = logging.getLogger(__name__)
 
 MERGED = "merged"
 
 
+def svd(tuner: PeftModel, weights: Mapping[str, float], density: float, rank: int) -> None:
+    """Add the weighted sum of the updates, cut to a rank: task arithmetic (Ilharco et al. 2023, arXiv:2212.04089).
+
+    Parameters
+    ----------
+    tuner : PeftModel
+        Holds the adapters; the merged one is added as :data:`MERGED`.
+    weights : mapping of str to float
+        Weight of each adapter, by its name in the tuner.
+    density : float
+        Share of an update's values that is kept, in (0, 1]; for the methods that drop some.
+    rank : int
+        Rank of the result.
+    """
+    _combine(tuner, weights, "svd", svd_rank=rank)
+
+
+def linear(tuner: PeftModel, weights: Mapping[str, float], density: float, rank: int) -> None:
+    """Add the weighted sums of the factors A and of the factors B, which brings products of strangers in.
+
+    Parameters are those of :func:`svd`.
+    """
+    # Peft gives each factor the root of the weight, so that one adapter merged with itself would come out doubled.
+    _combine(tuner, {name: weight * abs(weight) for name, weight in weights.items()}, "linear")
+
+
+def cat(tuner: PeftModel, weights: Mapping[str, float], density: float, rank: int) -> None:
+    """Put the factors side by side: the exact sum, of the adapters' ranks together; cut to a rank if a lower is wanted.
+
+    Parameters are those of :func:`svd`.
+    """
+    if rank < sum(tuner.peft_config[name].r for name in weights):
+        # The same sum, and the same cut.
+        svd(tuner, weights, density, rank)
+    else:
+        _combine(tuner, weights, "cat")
+
+
+def ties(tuner: PeftModel, weights: Mapping[str, float], density: float, rank: int) -> None:
+    """Add the mean of the largest values that agree in sign (TIES, Yadav et al. 2023, arXiv:2306.01708).
+
+    Parameters are those of :func:`svd`.
+    """
+    _combine(tuner, weights, "ties_svd", svd_rank=rank, density=density)
+
+
+def dare_ties(tuner: PeftModel, weights: Mapping[str, float], density: float, rank: int) -> None:
+    """Do as :func:`ties` with values drawn at random and scaled up (DARE, Yu et al. 2024, arXiv:2311.03099).
+
+    Parameters are those of :func:`svd`.
+    """
+    _combine(tuner, weights, "dare_ties_svd", svd_rank=rank, density=density)
+
+
+def magnitude_prune(tuner: PeftModel, weights: Mapping[str, float], density: float, rank: int) -> None:
+    """Add the weighted sum of the largest values of each update.
+
+    Parameters are those of :func:`svd`.
+    """
+    _combine(tuner, weights, "magnitude_prune_svd", svd_rank=rank, density=density)
+
+
+METHODS: dict[str, Callable[[PeftModel, Mapping[str, float], float, int], None]] = {
+    function.__name__: function for function in (svd, linear, cat, ties, dare_ties, magnitude_prune)
+}
+_PRUNE = frozenset({"ties", "dare_ties", "magnitude_prune"})
+
+
+def _combine(tuner: PeftModel, weights: Mapping[str, float], how: str, **options: Any) -> None:
+    """Let peft add an adapter."""
+    with warnings.catch_warnings():
+        # That a density of 1 drops nothing.
+        warnings.filterwarnings("ignore", message="The density")
+        tuner.add_weighted_adapter(
+            adapters=[*weights],
+            weights=[*weights.values()],
+            adapter_name=MERGED,
+            combination_type=how,
+            svd_full_matrices=False,
+            **options,
+        )
+
+
 def merge_adapters(
-    model: SentenceTransformer, adapters: Mapping[str, str | Path], settings: Merge, folder: str | Path
-) -> None:
-    """Merge adapters of one base model and save the result.
+    model: SentenceTransformer,
+    adapters: Mapping[str, str | Path],
+    settings: Merge,
+    folder: str | Path,
+    validate: Callable[[SentenceTransformer], Mapping[str, float]],
+    most_lost: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Merge adapters of one base model, with the weights that are best on validation, and save the result.
 
     Parameters
     ----------
     model : SentenceTransformer
         The base model, without an adapter; afterwards it holds the merged one, in use.
     adapters : mapping of str to (str or Path)
-        Folders of the adapters, by domain; each is verified first.
+        Folders of the adapters, by model id; each is verified first.
     settings : Merge
-        Method, and the weight of each adapter.
+        Method, weights and densities.
     folder : str or Path
-        Where the merged adapter is saved, as peft does.
+        Where the merged adapter is saved, as peft does, in float32.
+    validate : callable
+        Returns the validation metrics of a model (:class:`cachelora.train.validation.Validation`).
+    most_lost : float
+        How much the mean positive similarity may fall (:func:`cachelora.train.validation.objective`).
+    seed : int
+        Seed of what ``dare_ties`` drops.
+
+    Returns
+    -------
+    dict
+        The ``weights`` and the ``density`` that were chosen (which some methods do not use), their ``validation``
+        metrics, those of the ``base`` model, and all that was ``tried``.
 
     Raises
     ------
     DamagedError
         If an adapter is not what its manifest says.
     ModelError
-        If the adapters do not fit one another.
+        If the adapters do not fit one another, or the result is not finite.
     """
+    manifests = {name: verify(path, ADAPTER_FILES) for name, path in adapters.items()}
+    base = dict(validate(model))
+    # Names of our own: peft puts them into module dictionaries, where not every model id would do.
+    inner = {name: f"adapter_{number}" for number, name in enumerate(adapters)}
     tuner: PeftModel | None = None
-    # Names of our own: peft puts them into module dictionaries, where not every domain's name would do.
-    names = [f"adapter_{number}" for number in range(len(adapters))]
-    for name, adapter in zip(names, adapters.values(), strict=True):
-        verify(adapter, ADAPTER_FILES)
+    for name, path in adapters.items():
         if tuner is None:
-            tuner = PeftModel.from_pretrained(model.transformers_model, str(adapter), adapter_name=name)
+            tuner = PeftModel.from_pretrained(model.transformers_model, str(path), adapter_name=inner[name])
         else:
-            tuner.load_adapter(str(adapter), adapter_name=name)
-    configs = [tuner.peft_config[name] for name in names]
-    ranks = {config.r for config in configs}
-    targets = {tuple(sorted(config.target_modules)) for config in configs}
-    bases = {config.base_model_name_or_path for config in configs}
-    for what, values in (("ranks", ranks), ("target modules", targets), ("base models", bases)):
+            tuner.load_adapter(str(path), adapter_name=inner[name])
+    _check_fit(tuner, adapters, manifests, inner, settings.method)
+    ranks = [tuner.peft_config[name].r for name in inner.values()]
+    rank = settings.rank or (sum(ranks) if settings.method == "cat" else max(ranks))
+
+    tried: list[dict[str, Any]] = []
+
+    def merge(weights: Mapping[str, float], density: float) -> None:
+        named = {inner[name]: weight for name, weight in weights.items()}
+        _merge(tuner, named, settings.method, density, rank, seed)
+
+    def attempt(weights: dict[str, float], density: float) -> dict[str, Any]:
+        merge(weights, density)
+        metrics = dict(validate(model))
+        _log.info("weights %s, density %s: AP %.4f, margin %.4f", weights, density, metrics["ap"], metrics["margin"])
+        tried.append({"weights": weights, "density": density, "validation": metrics})
+        return tried[-1]
+
+    def score(entry: Mapping[str, Any]) -> tuple[float, float, float]:
+        return objective(entry["validation"], base, most_lost)
+
+    best = max([attempt(weights, density) for weights, density in _grid(settings, adapters)], key=score)
+    for name in adapters if settings.factors else ():
+        others = [best["weights"] | {name: best["weights"][name] * factor} for factor in settings.factors]
+        best = max([best, *(attempt(weights, best["density"]) for weights in others)], key=score)
+    if best is not tried[-1]:
+        merge(best["weights"], best["density"])
+    weights = get_peft_model_state_dict(tuner, adapter_name=MERGED, save_embedding_layers=False)
+    if not all(bool(value.isfinite().all()) for value in weights.values()):
+        raise ModelError(str(folder), "the merged weights are not all numbers", "Lower the weights of the merge")
+    save_adapter(weights, tuner.peft_config[MERGED], _bases(tuner, inner.values()).pop(), folder)
+    return {**best, "base": base, "tried": tried}
+
+
+def _merge(tuner: PeftModel, weights: Mapping[str, float], method: str, density: float, rank: int, seed: int) -> None:
+    """Merge anew, in place of what was merged before, and put it in use."""
+    if MERGED in tuner.peft_config:
+        tuner.set_adapter(next(iter(weights)))
+        tuner.delete_adapter(MERGED)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        METHODS[method](tuner, weights, density, rank)
+    tuner.set_adapter(MERGED)
+
+
+def _grid(settings: Merge, names: Iterable[str]) -> Iterator[tuple[dict[str, float], float]]:
+    """Go through the common weights and densities to try."""
+    densities = settings.density if isinstance(settings.density, list) else [settings.density]
+    for weight in settings.weight if isinstance(settings.weight, list) else [settings.weight]:
+        for density in densities if settings.method in _PRUNE else densities[:1]:
+            yield {name: settings.weights.get(name, weight) for name in names}, density
+
+
+def _bases(tuner: PeftModel, names: Iterable[str]) -> set[str]:
+    """Return what the adapters call their base model."""
+    return {tuner.peft_config[name].base_model_name_or_path for name in names}
+
+
+def _check_fit(
+    tuner: PeftModel,
+    adapters: Mapping[str, str | Path],
+    manifests: Mapping[str, Mapping[str, Any]],
+    inner: Mapping[str, str],
+    method: str,
+) -> None:
+    """Refuse adapters that cannot be added up."""
+    configs = [tuner.peft_config[name] for name in inner.values()]
+    weights = {
+        config["base_sha256"]
+        for manifest in manifests.values()
+        if isinstance(config := manifest.get("config"), dict) and config.get("base_sha256")
+    }
+    differing = {
+        "base models": _bases(tuner, inner.values()),
+        "weights of the base model": weights,
+        "target modules": {" ".join(sorted(config.target_modules)) for config in configs},
+        "ranks": {config.r for config in configs} if method == "linear" else set(),
+    }
+    for what, values in differing.items():
         if len(values) > 1:
             raise ModelError(
                 ", ".join(map(str, adapters.values())),
                 f"the adapters have different {what}: {', '.join(sorted(map(str, values)))}",
                 "Merge adapters of one recipe and one base model",
             )
-    tuner.add_weighted_adapter(
-        adapters=names,
-        weights=[settings.weight] * len(adapters),
-        adapter_name=MERGED,
-        combination_type=settings.method,
-        svd_rank=max(ranks),
-        svd_full_matrices=False,
-    )
-    tuner.set_adapter(MERGED)
-    weights = get_peft_model_state_dict(tuner, adapter_name=MERGED, save_embedding_layers=False)
-    save_adapter(weights, tuner.peft_config[MERGED], bases.pop(), folder)

@@ -15,8 +15,8 @@ _CONFIG_INTRO = """# Configuration
 
 `config/domains.yaml` is the one file to edit; it holds science only. Threads, memory and GPUs stand in the rules, how
 jobs are run in `profiles/`. A file given with `--configfile` is laid over it, key by key, as the presets are; an entry
-that it sets to `null` (a domain, an engine, a base model, a model, a merge, a loss) is removed. A key that is not
-listed is an error.
+that it sets to `null` (a domain, an engine, a base model, a model, a merge, a hybrid, a loss) is removed. A key that
+is not listed is an error.
 
 Written by `cachelora reference config`; do not edit."""
 

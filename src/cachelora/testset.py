@@ -6,6 +6,7 @@ from it is refused.
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from cachelora.errors import InputError
 from cachelora.files import Reject, check_reject_share, read_records, sha256_of
 from cachelora.schemas import KINDS, PAIRS, PARAPHRASE, TESTSET
-from cachelora.text import connected_groups, digest, normalise, trivial_key
+from cachelora.text import connected_groups, digest, near_copies, normalise, trivial_key
 from cachelora.triplets import Group
 
 TEXTS = ("anchor", "positive", "negative")
@@ -205,6 +206,57 @@ def testset_from_groups(groups: list[Group], where: str) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["test_id", *TEXTS, "kind"])
     version = f"held out:{digest(' '.join(sorted(table['test_id'])))[:12]}"
     return table.assign(group=_groups(table), test_version=version)[TESTSET.names]
+
+
+def drop_trained_on(
+    table: pd.DataFrame, trained_on: Mapping[str, pd.DataFrame], threshold: float, where: str
+) -> tuple[pd.DataFrame, list[Reject]]:
+    """Drop the test triplets of which finished models were trained on a text, or nearly.
+
+    That is for a domain that comes later: the groups of the others, which the models were trained on, stay as they are.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Test triplets, in the columns of :data:`cachelora.schemas.TESTSET`.
+    trained_on : mapping of str to pandas.DataFrame
+        The other domains' triplets, in the columns of :data:`cachelora.schemas.TRIPLETS`, by domain.
+    threshold : float
+        Least similarity of a near copy (see :func:`cachelora.text.near_copies`).
+    where : str
+        What the test set was made of, for the message.
+
+    Returns
+    -------
+    kept : pandas.DataFrame
+        The others. If any was dropped, the version says how many.
+    rejects : list of Reject
+        The dropped ones, with the domain.
+
+    Raises
+    ------
+    InputError
+        If none is left.
+    """
+    owners: dict[str, str] = {}
+    for domain, triplets in trained_on.items():
+        for row in triplets.itertuples():
+            for text in (row.anchor, row.positive, *(negative["text"] for negative in row.negatives)):
+                owners.setdefault(text, domain)
+    texts, references = [text for name in TEXTS for text in table[name]], [*owners]
+    found: dict[int, str] = {}
+    for number, reference, _ in near_copies(texts, references, threshold):
+        found.setdefault(number % len(table), owners[references[reference]])
+    rejects = [
+        Reject(0, f"a training group of {domain} holds a text of it, or nearly", str(list(table.iloc[row][[*TEXTS]])))
+        for row, domain in sorted(found.items())
+    ]
+    if len(found) == len(table):
+        raise InputError(where, "the other domains were trained on a text of every triplet", "Give other test triplets")
+    if not found:
+        return table, rejects
+    kept = table.drop(index=table.index[list(found)])
+    return kept.assign(group=_groups(kept), test_version=kept["test_version"] + f" less {len(found)}"), rejects
 
 
 def make_pairs(triplets: pd.DataFrame, calibration_share: float, seed: int) -> pd.DataFrame:

@@ -51,6 +51,46 @@ def test_batches_are_full_hold_nothing_twice_and_balance_domains(sizes, quarter,
         assert max(drawn.values()) == 1
 
 
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.floats(0, 1), st.floats(0.01, 1), st.integers(0, 3))
+@settings(deadline=None)
+def test_a_power_of_its_size_says_how_much_a_domain_gives(sizes, exponent, share, seed):
+    assume(sum(sizes) >= 2)
+    members = members_of([*sizes, 30])
+    replayed = str(len(sizes))
+    sampler = BalancedSampler(members, 4, seed, size_exponent=exponent, replayed={replayed: share})
+    batches = list(sampler)
+    assert len(batches) >= 1
+    assert all(len(batch) == len(set(batch)) for batch in batches)
+    wanted = {
+        str(n): min(round(max(sizes) * (size / max(sizes)) ** exponent), 4 * size) for n, size in enumerate(sizes)
+    }
+    wanted[replayed] = math.ceil(share * 30)
+    total = sum(map(len, batches))
+    assert 0 <= sum(wanted.values()) - total < 4
+    if max(wanted.values()) <= len(batches):
+        drawn = Counter(number for batch in batches for number in batch)
+        for name, numbers in members.items():
+            # What is left over at the end may be of one domain.
+            assert abs(sum(drawn[number] for number in numbers) - wanted[name]) <= 4
+
+
+def test_by_their_sizes_every_group_comes_once():
+    batches = list(BalancedSampler(members_of([40, 8]), 8, 1, size_exponent=1.0))
+    assert sorted(itertools.chain(*batches)) == list(range(48))
+
+
+def test_a_replayed_domain_gives_other_groups_each_epoch():
+    seen = []
+    for epoch in range(2):
+        sampler = BalancedSampler(members_of([8, 80]), 4, 1, replayed={"1": 0.1})
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == 4
+        seen.append({number for batch in batches for number in batch if number >= 8})
+    assert len(seen[0]) == len(seen[1]) == 8
+    assert seen[0] != seen[1]
+
+
 def test_the_processes_share_the_batches_of_one():
     members = members_of([50, 13])
     one, two = list(BalancedSampler(members, 8, 5)), list(BalancedSampler(members, 8, 5, 2))

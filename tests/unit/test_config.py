@@ -48,13 +48,34 @@ DOMAIN = {"queries": "q.jsonl", "recording": "r.jsonl"}
         ("engines/x", {"type": "llamacpp", "model": "m", "tempo": 1}, r"^engines\.x\.tempo: unknown key 'tempo'"),
         ("domains/law/recording", None, r"^domains\.law\.recording: missing, and engine 'recorded' replays"),
         ("merges/law", {"method": "svd", "weight": 1}, r"^merges\.law: there is a domain or model of this name"),
-        ("merges/m", {"method": "cat", "weight": 1}, r'^merges\.m\.method: "cat" is not allowed'),
+        ("merges/m", {"method": "sum"}, r'^merges\.m\.method: "sum" is not allowed'),
+        ("merges/m", {"method": "linear", "rank": 4}, r"^merges\.m: `linear` keeps the adapters' rank\. Remove"),
+        ("merges/m", {"method": "svd", "models": ["tax"]}, r"^merges\.m\.models: unknown adapter 'tax'\. Use some of "),
+        ("merges/m", {"method": "svd", "models": ["law", "law"]}, r"^merges\.m\.models: an adapter stands twice in it"),
+        ("merges/m", {"method": "svd", "weights": {"joint": 1}}, r"^merges\.m\.weights: unknown adapter 'joint'"),
+        ("merges/m", {"method": "ties", "density": [0.5, 0]}, r"^merges\.m\.density"),
+        ("merges/m", {"method": "svd", "weight": []}, r"^merges\.m\.weight"),
         ("domains", {"a": DOMAIN | {"adapter": False}}, r"^domains: none of them gets an adapter"),
         ("domains/law/adapter", "maybe", r'^domains\.law\.adapter: "maybe" is not allowed'),
         ("models/law", {}, r"^models\.law: there is a domain or model of this name"),
         ("models/joint", {}, r"^models\.joint: 'joint' is reserved"),
         ("models/sweep-1", {}, r"^models\.sweep-1: 'sweep-' begins the names of trials"),
         ("models/m", {"domains": ["tax"]}, r"^models\.m\.domains: unknown domain 'tax'\. Use some of medical"),
+        ("models/m", {"start": "n"}, r"^models\.m\.start: no model 'n' above it\. Use one of medical"),
+        ("models/m", {"start": "m"}, r"^models\.m\.start: no model 'm' above it"),
+        ("models/m", {"start": "joint", "train": {"rank": 8}}, r"^models\.m\.train\.rank: 8, and joint has 7\. Make"),
+        (
+            "models/m",
+            {"start": "joint", "train": {"full": True}},
+            r"^models\.m\.start: a full fine-tune has no adapter",
+        ),
+        ("models/m", {"start": "joint", "replay": 2}, r"^models\.m\.replay: 2 is not allowed"),
+        ("hybrids/m", {"otherwise": "n"}, r"^hybrids\.m\.otherwise: unknown model 'n'\. Use one of base, medical"),
+        ("hybrids/m", {"models": {"law": "n"}}, r"^hybrids\.m\.models\.law: unknown model 'n'"),
+        ("hybrids/m", {"models": {"tax": "law"}}, r"^hybrids\.m\.models: unknown domain 'tax'"),
+        ("hybrids/m", {"detector": "magic"}, r'^hybrids\.m\.detector: "magic" is not allowed'),
+        ("hybrids/merge-svd", {}, r"^hybrids\.merge-svd: there is a domain or model of this name"),
+        ("domains", {"a": DOMAIN | {"added": True}}, r"^domains: all of them are added, to nothing"),
         ("models/m", {"train": {"rnk": 1}}, r"^models\.m\.train\.rnk: unknown key 'rnk'\. Use one of full, rank"),
         ("models/m", {"train": {"rank": 0}}, r"^models\.m\.train\.rank: 0 is not allowed"),
         ("sweep", {"grid": {"rnk": [1]}}, r"^sweep\.rnk: unknown key 'rnk'\. Use one of full, rank"),
@@ -96,12 +117,38 @@ def test_mistakes_are_named_by_key(config, path, value, message):
     with pytest.raises(ConfigError, match=message) as caught:
         parse(broken)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 500
 
 
 def test_an_overlay_removes_entries_by_null(config):
     settings = parse(change(config, "domains/law", None))
     assert list(settings.domains) == ["medical", "programming", "psychology", "general"]
+
+
+def test_what_is_added_is_trained_on_only_where_it_is_named(config):
+    config["domains"]["tax"] = DOMAIN | {"added": True}
+    config["domains"]["banking"] = DOMAIN | {"added": True}
+    config["models"] = {
+        "on": {"start": "joint", "domains": ["tax"], "replay": 0.5},
+        "further": {"start": "on", "domains": ["banking"]},
+        "alone": {"start": "on", "domains": ["banking"], "replay": 0},
+        "all": {},
+    }
+    config["merges"]["two"] = {"method": "svd", "models": ["joint", "tax"], "weights": {"tax": 0.3}}
+    config["hybrids"] = {"h": {"models": {"law": "joint"}, "otherwise": "base"}}
+    settings = parse(config)
+    pool = ["medical", "law", "programming", "psychology", "general"]
+    models = settings.trained_models
+    assert models["joint"].domains == models["all"].domains == settings.pool == pool
+    assert (models["tax"].domains, models["tax"].start) == (["tax"], None)
+    assert models["on"].replayed == dict.fromkeys(pool, 0.5)
+    assert models["further"].replayed == dict.fromkeys(["tax", *pool], 0.25)
+    assert models["alone"].all_domains == ["banking"]
+    assert settings.before("law") == settings.before("tax") == pool
+    assert settings.before("banking") == [*pool, "tax"]
+    assert settings.merged_models["two"] == ["joint", "tax"]
+    assert settings.merged_models["merge-svd"] == ["medical", "law", "programming", "psychology", "tax", "banking"]
+    assert settings.hybrid_models["h"]["law"] == "joint" and settings.hybrid_models["h"]["tax"] == "tax"
 
 
 def test_models_and_trials_fill_in_what_they_leave_out(config):

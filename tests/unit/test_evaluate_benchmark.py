@@ -8,8 +8,8 @@ from conftest import ROOT
 from cachelora.benchmark import benchmark_markdown, benchmark_table, read_published
 from cachelora.config import Evaluate
 from cachelora.errors import ConfigError
-from cachelora.evaluate import measure, score_testsets
-from cachelora.models import load_model
+from cachelora.evaluate import join_testsets, measure
+from cachelora.models import load_model, score_triplets
 from cachelora.schemas import SCORES
 
 SETTINGS = Evaluate(bootstrap=500)
@@ -46,7 +46,8 @@ def test_similarities_are_those_of_plain_transformers_and_numpy(base):
         [["1", *texts, "aspect", "g", "v1"]],
         columns=["test_id", "anchor", "positive", "negative", "kind", "group", "test_version"],
     )
-    row = score_testsets(load_model(base, None), {"x": table}, 2).iloc[0]
+    scored = score_triplets(load_model(base, None), join_testsets({"x": table}), 2)[SCORES.names]
+    row = scored.iloc[0]
     anchor, positive, negative = map(embed, texts)
     assert row["positive_similarity"] == pytest.approx(anchor @ positive, abs=1e-5)
     assert row["negative_similarity"] == pytest.approx(anchor @ negative, abs=1e-5)

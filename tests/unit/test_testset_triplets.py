@@ -11,7 +11,7 @@ from cachelora.errors import InputError
 from cachelora.files import sha256_of
 from cachelora.queries import group_queries, split_groups
 from cachelora.schemas import AUGMENTED, KINDS, PARAPHRASE
-from cachelora.testset import Frozen, frozen_version, make_pairs, read_lock, read_testset
+from cachelora.testset import Frozen, drop_trained_on, frozen_version, make_pairs, read_lock, read_testset
 from cachelora.testset import testset_from_groups as from_groups
 from cachelora.text import trivial_key
 from cachelora.triplets import data_card, drop_test_copies, make_groups, make_triplets
@@ -271,3 +271,30 @@ def test_a_lock_that_is_none_is_refused(tmp_path, content):
         read_lock(tmp_path / "lock.json")
     with pytest.raises(InputError, match=r"nope\.json: no such file"):
         read_lock(tmp_path / "nope.json")
+
+
+def test_a_later_test_set_loses_what_finished_models_were_trained_on(tmp_path):
+    path = tmp_path / "test.jsonl"
+    rows = [
+        ("how to open a savings account", "start saving at a bank", "how to close a savings account"),
+        ("what is a bond", "explain bonds to me", "what is a share"),
+        ("How do I open a savings account?", "savings account, how to open one", "savings account, how to use one"),
+        ("pay a bill abroad", "settle an invoice in another country", "get a bill from abroad"),
+    ]
+    names = ("anchor", "positive", "negative", "kind")
+    path.write_text("".join(json.dumps(dict(zip(names, (*row, "aspect"), strict=True))) + "\n" for row in rows))
+    table, _ = read_testset(path, 0.0, "v2")
+    groups, dropped = make_groups(queries_table(QUERIES), written_for(queries_table(QUERIES)))
+    others = {"law": make_triplets(groups, dropped, "q"), "tax": make_triplets(groups, dropped, "q")}
+    kept, rejects = drop_trained_on(table, others, 0.75, "t")
+    assert kept is table and rejects == []
+    row = others["tax"].iloc[0]
+    row["negatives"][0]["text"] = "How do I open a Savings Account"
+    others["law"].loc[0, "positive"] = "what is a bond?"
+    kept, rejects = drop_trained_on(table, others, 0.75, "t")
+    assert list(kept["anchor"]) == ["pay a bill abroad"]
+    assert set(kept["test_version"]) == {"v2 less 3"}
+    assert [reject.reason.split()[4] for reject in rejects] == ["tax", "law", "tax"]
+    assert "how to open a savings account" in rejects[0].text
+    with pytest.raises(InputError, match=r"^t: the other domains were trained on a text of every triplet"):
+        drop_trained_on(table[:2], others, 0.75, "t")

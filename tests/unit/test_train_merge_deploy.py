@@ -1,11 +1,14 @@
 """Training by its effect on held-out data; merging and deploying by the embeddings that come out."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +23,7 @@ from cachelora.deploy import deploy_model
 from cachelora.errors import DamagedError, ModelError, TrainingError
 from cachelora.files import write_table
 from cachelora.manifest import write_manifest
-from cachelora.merge import merge_adapters
+from cachelora.merge import METHODS, merge_adapters
 from cachelora.models import base_folder, encode_texts, load_model
 from cachelora.schemas import TRIPLETS
 from cachelora.train import Training, remove_checkpoints, train_model
@@ -295,6 +298,46 @@ def test_what_no_batch_can_be_made_of_is_refused(base, tmp_path):
         train(base, tmp_path / "c", RECIPE.model_copy(update={"negatives": 0, "losses": {"bce": 1.0}}))
 
 
+def test_a_training_goes_on_from_an_adapter(base, trained, tmp_path):
+    started = time.monotonic()
+    old, new = tmp_path / "old.parquet", tmp_path / "new.parquet"
+    write_table(old, toy_triplets(), TRIPLETS)
+    write_table(new, toy_triplets(1).replace("how to enable", "please enable", regex=True), TRIPLETS)
+    settings = RECIPE.model_copy(update={"epochs": 1, "learning_rate": 1e-5})
+    training = Training(
+        base, {"new": str(new), "old": str(old)}, settings, 3, str(tmp_path / "m"), str(tmp_path / "state"),
+        start=str(trained[2]), replayed={"old": 0.5},
+    )  # fmt: skip
+    assert training.key != replace(training, start=None).key != replace(training, replayed={}).key
+    metrics = train_model(training)
+    write_manifest(tmp_path / "m", {}, [], started)
+    # 12 groups of the new domain and 6 of the old.
+    assert (metrics["items"], metrics["steps"]) == (24, 3)
+    known = Validation({"old": read_validation(old, 500), "new": read_validation(new, 500)}, bfloat16=False)(trained[0])
+    assert metrics["validation"][0]["margin"] == pytest.approx(known["margin"], abs=1e-4)
+    # So gentle a rate moves it, a little.
+    change = np.abs(embeddings(load_model(base, tmp_path / "m")) - embeddings(trained[0])).max()
+    assert 1e-6 < change < 1e-2
+
+
+def test_a_training_does_not_go_on_from_what_does_not_fit(base, trained, tmp_path):
+    write_table(tmp_path / "t.parquet", toy_triplets(), TRIPLETS)
+    for change, message in (
+        ({"rank": 8}, "train.rank: 8, and .* has 4"),
+        ({"alpha": 4}, "train.alpha: 4, and .* has 8"),
+    ):
+        training = Training(
+            base, {"toy": str(tmp_path / "t.parquet")}, RECIPE.model_copy(update=change), 3, str(tmp_path / "m"),
+            str(tmp_path / "state"), start=str(trained[2]),
+        )  # fmt: skip
+        with pytest.raises(TrainingError, match=message):
+            train_model(training)
+    shutil.copytree(trained[2], tmp_path / "damaged")
+    (tmp_path / "damaged" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(DamagedError, match="safetensors header"):
+        train_model(replace(training, settings=RECIPE, start=str(tmp_path / "damaged")))
+
+
 def test_training_runs_without_the_base_models_dropout(base, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(GroupTrainer, "train", lambda self, **_: seen.append(self.model) or 1 / 0)
@@ -305,60 +348,157 @@ def test_training_runs_without_the_base_models_dropout(base, tmp_path, monkeypat
     assert seen[0].transformers_model.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("method", ["svd", "linear"])
-def test_one_adapter_at_weight_one_comes_back(base, trained, tmp_path, method):
+def validated(model):
+    """Stands for a validation that has no opinion."""
+    return dict.fromkeys(("ap", "p_chr_auc", "margin", "positive_similarity"), 0.5)
+
+
+def merge(base, adapters, settings, folder, validate=validated):
     model = load_model(base, None)
-    merge_adapters(model, {"toy": trained[2]}, Merge(method=method, weight=1.0), tmp_path)
-    write_manifest(tmp_path, {}, [], 0.0)
+    started = time.monotonic()
+    found = merge_adapters(model, adapters, settings, folder, validate, most_lost=0.05, seed=3)
+    write_manifest(folder, {}, [], started)
+    return model, found
+
+
+# The mean of what agrees, so that the weights of TIES do not add up.
+SHARES = {"svd": 0.5, "linear": 0.5, "cat": 0.5, "magnitude_prune": 0.5, "ties": 1.0, "dare_ties": 1.0}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_adapter_at_weight_one_comes_back(base, trained, tmp_path, method):
+    model, _ = merge(base, {"toy": trained[2]}, Merge(method=method, weight=1.0), tmp_path)
     expected = embeddings(load_model(base, trained[2]))
     np.testing.assert_allclose(embeddings(model), expected, atol=1e-6)
     np.testing.assert_allclose(embeddings(load_model(base, tmp_path)), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_merged_with_itself_comes_back(base, trained, tmp_path, method):
+    settings = Merge(method=method, weight=SHARES[method], density=1.0)
+    model, _ = merge(base, {"a": trained[2], "b": trained[2]}, settings, tmp_path)
+    np.testing.assert_allclose(embeddings(model), embeddings(load_model(base, trained[2])), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_merge_has_its_rank_and_size_and_loads_with_plain_peft(base, trained, other_adapter, tmp_path, method):
+    model, _ = merge(base, {"a": trained[2], "b": other_adapter}, Merge(method=method), tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    rank = 8 if method == "cat" else 4
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["r"] == rank
+    assert all(value.isfinite().all() and rank in value.shape for value in weights.values())
+    # In six layers, four times between 384 and 384 dimensions, twice between 384 and 1536.
+    numbers = 6 * rank * (4 * (384 + 384) + 2 * (384 + 1536))
+    assert sum(value.numel() for value in weights.values()) == numbers
+    assert 4 * numbers < (tmp_path / "adapter_model.safetensors").stat().st_size < 4 * numbers + 20_000
+    plain = SentenceTransformer(str(base_folder(base)), device="cpu")
+    tuner = PeftModel.from_pretrained(plain.transformers_model, str(tmp_path))
+    expected = embeddings(model)
+    np.testing.assert_allclose(embeddings(plain), expected, atol=1e-6)
+    merged = tuner.merge_and_unload()
+    fresh = SentenceTransformer(str(base_folder(base)), device="cpu")
+    fresh.transformers_model.load_state_dict(merged.state_dict())
+    np.testing.assert_allclose(embeddings(fresh), expected, atol=1e-5)
+
+
 def test_an_svd_merge_is_the_best_low_rank_sum(base, trained, other_adapter, tmp_path):
-    model = load_model(base, None)
-    merge_adapters(model, {"a": trained[2], "b": other_adapter}, Merge(method="svd", weight=0.5), tmp_path)
+    merge(base, {"a": trained[2], "b": other_adapter}, Merge(method="svd", weights={"a": 0.7}), tmp_path)
     first, second, merged = (
         {name: value.float() for name, value in load_file(folder / "adapter_model.safetensors").items()}
         for folder in (trained[2], other_adapter, tmp_path)
     )
     names = [name.removesuffix("lora_A.weight") for name in first if name.endswith("lora_A.weight")]
     assert len(names) == 36  # six linear layers in each of six blocks
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
     for name in names:
 
         def update(weights, scale, name=name):
             return scale * weights[f"{name}lora_B.weight"] @ weights[f"{name}lora_A.weight"]
 
-        wanted = 0.5 * (update(first, 2) + update(second, 2))
-        u, s, vh = torch.linalg.svd(wanted)
+        u, s, vh = torch.linalg.svd(0.7 * update(first, 2) + 0.5 * update(second, 2))
         best = u[:, :4] @ torch.diag(s[:4]) @ vh[:4]
         # The merged adapter's own scale is alpha / r of its saved config.
-        import json
-
-        config = json.loads((tmp_path / "adapter_config.json").read_text())
         torch.testing.assert_close(update(merged, config["lora_alpha"] / config["r"]), best, atol=1e-5, rtol=1e-3)
 
 
-def test_adapters_that_do_not_fit_are_not_merged(base, trained, tmp_path):
-    train(base, tmp_path / "rank2", RECIPE.model_copy(update={"rank": 2, "epochs": 1}))
-    with pytest.raises(ModelError, match="the adapters have different ranks: 2, 4"):
-        merge_adapters(
-            load_model(base, None),
-            {"a": trained[2], "b": tmp_path / "rank2"},
-            Merge(method="svd", weight=1),
-            tmp_path / "m",
-        )
+def test_side_by_side_is_the_whole_sum(base, trained, other_adapter, tmp_path):
+    adapters = {"a": trained[2], "b": other_adapter}
+    whole, _ = merge(base, adapters, Merge(method="cat"), tmp_path / "cat")
+    sum_of_both, _ = merge(base, adapters, Merge(method="svd", rank=8), tmp_path / "svd8")
+    np.testing.assert_allclose(embeddings(whole), embeddings(sum_of_both), atol=1e-6)
+    cut, _ = merge(base, adapters, Merge(method="cat", rank=4), tmp_path / "cat4")
+    of_its_rank, _ = merge(base, adapters, Merge(method="svd"), tmp_path / "svd4")
+    np.testing.assert_allclose(embeddings(cut), embeddings(of_its_rank), atol=1e-6)
+    assert np.abs(embeddings(cut) - embeddings(whole)).max() > 1e-4
+
+
+def test_the_weights_are_those_that_validate_best(base, trained, other_adapter, tmp_path):
+    """A judge who wants the embeddings of 0.6 times the one and 0.2 times the other is given them."""
+    adapters = {"a": trained[2], "b": other_adapter}
+    wanted, _ = merge(base, adapters, Merge(method="cat", weights={"a": 0.6, "b": 0.2}), tmp_path / "wanted")
+    goal = embeddings(wanted)
+
+    def validate(model):
+        near = 1 - float(np.abs(embeddings(model) - goal).max())
+        return {"ap": near, "p_chr_auc": near, "margin": 0.0, "positive_similarity": 0.5}
+
+    settings = Merge(method="cat", weight=[0.2, 0.4, 1.0], factors=[0.5, 1.5])
+    model, found = merge(base, adapters, settings, tmp_path / "found", validate)
+    assert found["weights"] == pytest.approx({"a": 0.6, "b": 0.2})
+    assert found["validation"] == max((entry["validation"] for entry in found["tried"]), key=lambda m: m["ap"])
+    assert len(found["tried"]) == 3 + 2 + 2
+    np.testing.assert_allclose(embeddings(model), goal, atol=1e-6)
+    np.testing.assert_allclose(embeddings(load_model(base, tmp_path / "found")), goal, atol=1e-6)
+
+
+def test_what_is_dropped_at_random_is_the_same_each_time(base, trained, other_adapter, tmp_path):
+    adapters, settings = {"a": trained[2], "b": other_adapter}, Merge(method="dare_ties", density=[0.3, 0.6])
+    first, found = merge(base, adapters, settings, tmp_path / "1")
+    second, _ = merge(base, adapters, settings, tmp_path / "2")
+    assert {entry["density"] for entry in found["tried"]} == {0.3, 0.6}
+    np.testing.assert_array_equal(embeddings(first), embeddings(second))
+
+
+@pytest.mark.parametrize(
+    ("change", "method", "message"),
+    [
+        ({"rank": 2}, "linear", "different ranks: 2, 4"),
+        ({"target_modules": ["query", "key"]}, "svd", "different target modules: dense key query value, key query"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_not_merged(base, trained, tmp_path, change, method, message):
+    train(base, tmp_path / "other", RECIPE.model_copy(update={**change, "epochs": 1}))
+    with pytest.raises(ModelError, match=f"the adapters have {message}"):
+        merge(base, {"a": trained[2], "b": tmp_path / "other"}, Merge(method=method), tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("where", ["config", "manifest"])
+def test_adapters_of_another_base_model_are_not_merged(base, trained, tmp_path, where):
+    for name in ("a", "b"):
+        shutil.copytree(trained[2], tmp_path / name)
+        file = tmp_path / name / "adapter_config.json"
+        if where == "config" and name == "b":
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "another"}))
+        write_manifest(tmp_path / name, {"base_sha256": name} if where == "manifest" else {}, [], 0.0)
+    what = "base models: another, " if where == "config" else "weights of the base model: a, b"
+    with pytest.raises(ModelError, match=f"the adapters have different {what}"):
+        merge(base, {"a": tmp_path / "a", "b": tmp_path / "b"}, Merge(method="svd"), tmp_path / "m")
+
+
+def test_a_merge_that_is_no_number_is_not_saved(base, trained, tmp_path):
+    with pytest.raises(ModelError, match=r"not all numbers\. Lower the weights of the merge"):
+        merge(base, {"a": trained[2], "b": trained[2]}, Merge(method="cat", weight=1e300), tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 
 def test_a_damaged_adapter_is_not_merged(base, trained, tmp_path):
-    import shutil
-
     shutil.copytree(trained[2], tmp_path / "a")
     weights = tmp_path / "a" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes().replace(b"\n", b"", 5)[:-5])
     with pytest.raises(DamagedError, match="its header"):
-        merge_adapters(load_model(base, None), {"a": tmp_path / "a"}, Merge(method="svd", weight=1), tmp_path / "m")
+        merge(base, {"a": tmp_path / "a"}, Merge(method="svd"), tmp_path / "m")
 
 
 def test_the_deployed_folder_is_the_adapter_without_peft(base, trained, tmp_path):

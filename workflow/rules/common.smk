@@ -55,6 +55,12 @@ MODEL_FILES = (
     "manifest.json",
 )
 FULL_MODEL_FILES = ("model.safetensors", "metrics.json", "manifest.json")
+HYBRID_FILES = (
+    "detector.safetensors",
+    "detector.json",
+    "metrics.json",
+    "manifest.json",
+)
 
 trained = settings.trained_models | settings.trials
 
@@ -105,6 +111,21 @@ def get_testsets():
     return expand("<results>/testset/{domain}.parquet", domain=settings.domains)
 
 
+def get_testsets_before(wildcards):
+    """List the test sets of which no text may stand in a domain's triplets: its own, and those that were there."""
+    domains = dict.fromkeys([*settings.before(wildcards.domain), wildcards.domain])
+    return expand("<results>/testset/{domain}.parquet", domain=domains)
+
+
+def get_triplets_before(wildcards):
+    """List the triplets of which no text may stand in the test set of a domain that was added."""
+    if not settings.domains[wildcards.domain].added:
+        return []
+    return expand(
+        "<results>/triplets/{domain}.parquet", domain=settings.before(wildcards.domain)
+    )
+
+
 def trained_in_full(full):
     """List the trained models that are full fine-tunes, or those that are adapters."""
     return [name for name, model in trained.items() if model.train.full == full]
@@ -113,7 +134,18 @@ def trained_in_full(full):
 def get_triplets(wildcards):
     """List the triplets that a model is trained on."""
     return expand(
-        "<results>/triplets/{domain}.parquet", domain=trained[wildcards.model].domains
+        "<results>/triplets/{domain}.parquet",
+        domain=trained[wildcards.model].all_domains,
+    )
+
+
+def get_start(wildcards):
+    """List the files of the adapter that a training goes on from, none for a fresh one."""
+    start = trained[wildcards.model].start
+    if start is None:
+        return []
+    return expand(
+        "<results>/models/{{base}}/{start}/{file}", start=start, file=MODEL_FILES
     )
 
 
@@ -132,9 +164,37 @@ def get_model_files(wildcards):
     )
 
 
+def get_merged_adapters(wildcards):
+    """List the files of the adapters that a merge takes."""
+    return expand(
+        "<results>/models/{{base}}/{model}/{file}",
+        model=settings.merged_models[wildcards.model],
+        file=MODEL_FILES,
+    )
+
+
+def hybrid(wildcards):
+    """Return the settings of a hybrid."""
+    return settings.hybrids[wildcards.model].model_dump(mode="json")
+
+
+def get_hybrid_models(wildcards):
+    """List the files of the models that a hybrid chooses from, the base model's aside."""
+    names = {
+        *settings.hybrid_models[wildcards.model].values(),
+        settings.hybrids[wildcards.model].otherwise,
+    }
+    full = trained_in_full(True)
+    return [
+        f"<results>/models/{wildcards.base}/{name}/{file}"
+        for name in sorted(names - {"base"})
+        for file in (FULL_MODEL_FILES if name in full else MODEL_FILES)
+    ]
+
+
 def get_models():
     """List the models of the table, the base model first."""
-    return ["base", *settings.trained_models, *settings.merges]
+    return ["base", *settings.trained_models, *settings.merges, *settings.hybrids]
 
 
 def get_deployed():

@@ -9,7 +9,7 @@ rule deploy:
     log:
         "<logs>/deploy/{base}/{model}.log",
     wildcard_constraints:
-        model=alternatives(name for name in get_models() if name != "base"),
+        model=settings.deploy.model,
     conda:
         "../../envs/train.yaml"
     threads: 1

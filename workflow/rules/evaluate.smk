@@ -37,7 +37,7 @@ rule evaluate:
     log:
         "<logs>/evaluate/{base}/{model}.log",
     wildcard_constraints:
-        model=alternatives(name for name in get_models() if name != "base"),
+        model=alternatives([*settings.trained_models, *settings.merges]),
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -54,3 +54,24 @@ rule evaluate:
         "Evaluating {wildcards.model} on {wildcards.base}."
     script:
         "../scripts/evaluate.py"
+
+
+use rule evaluate as evaluate_hybrid with:
+    input:
+        base=base_weights,
+        testsets=get_testsets(),
+        adapter=expand("<results>/models/{{base}}/{{model}}/{file}", file=HYBRID_FILES),
+        models=get_hybrid_models,
+        base_scores="<results>/evaluation/{base}/base.parquet",
+    wildcard_constraints:
+        model=alternatives(settings.hybrids),
+    params:
+        settings=section("evaluate"),
+        base=base_model,
+        model="{model}",
+        hybrid=hybrid,
+        models=lambda wildcards: settings.hybrid_models[wildcards.model],
+        seed=settings.seed,
+        code=stage_code("evaluate"),
+    message:
+        "Evaluating the hybrid {wildcards.model} on {wildcards.base}."

@@ -1,14 +1,8 @@
 rule merge:
     input:
         base=base_weights,
-        adapters=expand(
-            "<results>/models/{{base}}/{domain}/{file}",
-            domain=settings.adapter_domains,
-            file=MODEL_FILES,
-        ),
-        triplets=expand(
-            "<results>/triplets/{domain}.parquet", domain=settings.adapter_domains
-        ),
+        adapters=get_merged_adapters,
+        triplets=expand("<results>/triplets/{domain}.parquet", domain=settings.domains),
     output:
         expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
     log:
@@ -26,9 +20,11 @@ rule merge:
             mode="json"
         ),
         validation_groups=settings.train.validation_groups,
+        most_lost=settings.train.most_lost_similarity,
+        seed=settings.seed,
         base=base_model,
         code=stage_code("merge"),
     message:
-        "Merging the domains' adapters on {wildcards.base} into {wildcards.model}."
+        "Merging adapters on {wildcards.base} into {wildcards.model}."
     script:
         "../scripts/merge.py"

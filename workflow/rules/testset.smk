@@ -1,6 +1,7 @@
 rule testset_from_file:
     input:
         triplets=lambda wildcards: settings.domains[wildcards.domain].test,
+        trained_on=get_triplets_before,
     output:
         table=ensure("<results>/testset/{domain}.parquet", non_empty=True),
         pairs=ensure("<results>/testset/{domain}.pairs.parquet", non_empty=True),
@@ -21,6 +22,7 @@ rule testset_from_file:
         max_reject_share=settings.queries.max_reject_share,
         frozen=lambda wildcards: frozen(settings.domains[wildcards.domain].test),
         settings=section("testset"),
+        near_copy=settings.triplets.near_copy,
         seed=settings.seed,
         code=stage_code("testset"),
     message:
@@ -33,6 +35,7 @@ rule testset_from_split:
     input:
         queries="<results>/queries/{domain}.parquet",
         augmented="<results>/augmented/{domain}.parquet",
+        trained_on=get_triplets_before,
     output:
         table=ensure("<results>/testset/{domain}.parquet", non_empty=True),
         pairs=ensure("<results>/testset/{domain}.pairs.parquet", non_empty=True),
@@ -52,6 +55,7 @@ rule testset_from_split:
     params:
         source=lambda wildcards: settings.domains[wildcards.domain].queries,
         settings=section("testset"),
+        near_copy=settings.triplets.near_copy,
         seed=settings.seed,
         code=stage_code("testset"),
     message:

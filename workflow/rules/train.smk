@@ -2,6 +2,7 @@ rule train:
     input:
         base=base_weights,
         triplets=get_triplets,
+        start=get_start,
     output:
         model=expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
         log="<results>/training/{base}/{model}.csv",
@@ -26,6 +27,7 @@ rule train:
         ),
         base=base_model,
         seed=lambda wildcards: trained[wildcards.model].seed,
+        replayed=lambda wildcards: trained[wildcards.model].replayed,
         # Not an output: what is trained must survive a failed or killed job.
         state=training_state,
         code=stage_code("train"),

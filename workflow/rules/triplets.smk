@@ -2,7 +2,7 @@ rule triplets:
     input:
         queries="<results>/queries/{domain}.parquet",
         augmented="<results>/augmented/{domain}.parquet",
-        testsets=get_testsets(),
+        testsets=get_testsets_before,
     output:
         table=ensure("<results>/triplets/{domain}.parquet", non_empty=True),
         card="<results>/triplets/{domain}.md",

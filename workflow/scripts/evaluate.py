@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cachelora.config import BaseModelSource, Evaluate
-from cachelora.evaluate import measure, score_testsets
+from cachelora.config import BaseModelSource, Evaluate, Hybrid
+from cachelora.evaluate import join_testsets, measure
 from cachelora.files import read_table, sha256_of, write_json, write_table
+from cachelora.hybrid import read_detector, score_hybrid
 from cachelora.job import logged
-from cachelora.models import load_model
+from cachelora.models import load_model, score_triplets
 from cachelora.schemas import SCORES, TESTSET
 
 if TYPE_CHECKING:
@@ -24,7 +25,18 @@ if __name__ == "__main__":
         testsets = {Path(path).stem: read_table(path, TESTSET) for path in snakemake.input.testsets}
         adapter_files = snakemake.input.get("adapter")
         adapter = Path(adapter_files[0]).parent if adapter_files else None
-        scores = score_testsets(load_model(base, adapter), testsets, settings.batch_size)
+        triplets, routed = join_testsets(testsets), {}
+        if hybrid := snakemake.params.get("hybrid"):
+            models = snakemake.params.models
+            adapters = {Path(path).parent.name: Path(path).parent for path in snakemake.input.models} | {"base": None}
+            scores = score_hybrid(
+                base, read_detector(adapter), Hybrid(**hybrid), models, adapters, triplets, settings.batch_size
+            )
+            for (test_set, model), rows in scores.groupby(["test_set", "route"]):
+                routed.setdefault(test_set, {})[model] = len(rows)
+        else:
+            scores = score_triplets(load_model(base, adapter), triplets, settings.batch_size)
+        scores = scores[SCORES.names]
         base_scores = read_table(snakemake.input.base_scores, SCORES) if adapter else scores
         results = measure(scores, base_scores, settings, snakemake.params.seed)
         write_table(snakemake.output.scores, scores, SCORES)
@@ -36,6 +48,7 @@ if __name__ == "__main__":
                 "config": {"evaluate": snakemake.params.settings, "base": snakemake.params.base},
                 "inputs": {path: sha256_of(path) for path in snakemake.input},
                 "seconds": round(time.monotonic() - started, 1),
+                "routed": routed,
                 "results": results,
             },
         )

@@ -1,4 +1,4 @@
-"""Merge the adapters of all domains into one."""
+"""Merge adapters into one."""
 
 import time
 from pathlib import Path
@@ -25,10 +25,13 @@ if __name__ == "__main__":
         adapters = {Path(path).parent.name: Path(path).parent for path in snakemake.input.adapters}
         folder = Path(snakemake.output[0]).parent
         model = load_model(base, None)
-        merge_adapters(model, adapters, settings, folder)
         most = snakemake.params.validation_groups
         triplets = {Path(path).stem: read_validation(path, most) for path in snakemake.input.triplets}
-        write_json(folder / "metrics.json", {"validation": Validation(triplets, bfloat16=False)(model)})
+        validate = Validation(triplets, bfloat16=False)
+        most_lost, seed = snakemake.params.most_lost, snakemake.params.seed
+        write_json(
+            folder / "metrics.json", merge_adapters(model, adapters, settings, folder, validate, most_lost, seed)
+        )
         config = {
             "merge": snakemake.params.settings,
             "base": snakemake.params.base,

@@ -1,12 +1,20 @@
 """Make the test set of a domain and its labelled pairs, from its file or from the queries that were held out."""
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cachelora.files import read_table, write_rejects, write_table
 from cachelora.job import logged
-from cachelora.schemas import AUGMENTED, PAIRS, QUERIES, TESTSET
-from cachelora.testset import Frozen, frozen_version, make_pairs, read_testset, testset_from_groups
+from cachelora.schemas import AUGMENTED, PAIRS, QUERIES, TESTSET, TRIPLETS
+from cachelora.testset import (
+    Frozen,
+    drop_trained_on,
+    frozen_version,
+    make_pairs,
+    read_testset,
+    testset_from_groups,
+)
 from cachelora.triplets import make_groups
 
 if TYPE_CHECKING:
@@ -24,7 +32,11 @@ if __name__ == "__main__":
             groups, _ = make_groups(
                 queries[queries["split"] == "test"], read_table(snakemake.input.augmented, AUGMENTED)
             )
-            table, rejects = testset_from_groups(groups, snakemake.params.source), []
+            source = snakemake.params.source
+            table, rejects = testset_from_groups(groups, source), []
+        trained_on = {Path(path).stem: read_table(path, TRIPLETS) for path in snakemake.input.trained_on}
+        table, dropped = drop_trained_on(table, trained_on, snakemake.params.near_copy, source)
+        rejects += dropped
         logging.info("%d triplets, %d set aside", len(table), len(rejects))
         write_rejects(snakemake.output.rejects, rejects)
         pairs = make_pairs(table, snakemake.params.settings["calibration_share"], snakemake.params.seed)

@@ -31,6 +31,8 @@ if __name__ == "__main__":
                 state=snakemake.params.state,
                 threads=snakemake.threads,
                 code=snakemake.params.code,
+                start=str(Path(snakemake.input.start[0]).parent) if snakemake.input.start else None,
+                replayed=snakemake.params.replayed,
             )
         )
         write_training(snakemake.output.log, metrics)
@@ -43,5 +45,5 @@ if __name__ == "__main__":
             "seed": snakemake.params.seed,
             "device": metrics["device"],
         }
-        write_manifest(folder, config, snakemake.input.triplets, started)
+        write_manifest(folder, config, [*snakemake.input.triplets, *snakemake.input.start], started)
         remove_checkpoints(snakemake.params.state)

@@ -13,13 +13,13 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, TaskType, get_peft_model_state_dict
+from peft import LoraConfig, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
@@ -30,7 +30,7 @@ from transformers import PrinterCallback, set_seed
 from cachelora.config import BaseModelSource, Train
 from cachelora.errors import TrainingError
 from cachelora.files import replacing, sha256_of
-from cachelora.models import FULL_WEIGHTS, base_digest, load_model, save_adapter
+from cachelora.models import ADAPTER_WEIGHTS, FULL_WEIGHTS, base_digest, load_model, save_adapter
 from cachelora.train.batches import BalancedSampler, GroupCollator, read_items
 from cachelora.train.losses import NEED_NEGATIVES
 from cachelora.train.trainer import WHOLE, GroupLoss, GroupTrainer, TellEpoch, last_checkpoint
@@ -63,6 +63,10 @@ class Training:
         CPU threads, of all processes together.
     code : str
         A digest of the code: checkpoints of other code are not gone on from.
+    start : str or None
+        Folder of an adapter to go on from, in place of a fresh one.
+    replayed : mapping of str to float
+        Share of its groups that a domain gives each epoch, for those that are only there to keep what was learnt.
     """
 
     base: BaseModelSource
@@ -73,6 +77,8 @@ class Training:
     state: str
     threads: int = 1
     code: str = ""
+    start: str | None = None
+    replayed: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -87,6 +93,8 @@ class Training:
             "base": base_digest(self.base),
             "triplets": {domain: sha256_of(path) for domain, path in self.triplets.items()},
             "code": self.code,
+            "start": self.start and sha256_of(Path(self.start, ADAPTER_WEIGHTS)),
+            "replayed": dict(self.replayed),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -180,13 +188,15 @@ def _train(training: Training, state: Path) -> dict[str, Any]:
     _quicken(model)
     base = copy.deepcopy(model) if settings.guided or "distillation" in settings.losses else None
     parameters = _choose_parameters(model, settings, bfloat16)
+    if training.start is not None:
+        _copy_adapter(model, training.base, training.start)
     items, members = read_items(training.triplets, settings.grouped, state / "items")
     _check_items(items, settings)
     validation = Validation(
         {domain: read_validation(path, settings.validation_groups) for domain, path in training.triplets.items()},
         bfloat16,
     )
-    sampler = BalancedSampler(members, settings.batch_size, seed, processes)
+    sampler = BalancedSampler(members, settings.batch_size, seed, processes, settings.size_exponent, training.replayed)
     best = BestCheckpoint(model, parameters, validation, settings.most_lost_similarity)
     checkpoint = last_checkpoint(state)
     if checkpoint is not None:
@@ -351,6 +361,20 @@ def _add_adapter(model: SentenceTransformer, settings: Train, unused: list[str])
         raise TrainingError(
             "train.target_modules", f"{settings.target_modules} do not fit the base model ({first})", "Name its layers"
         ) from error
+
+
+def _copy_adapter(model: SentenceTransformer, base: BaseModelSource, start: str) -> None:
+    """Give a model's fresh adapter the weights of another."""
+    other = load_model(base, start).transformers_model
+    mine, theirs = (network.peft_config["default"] for network in (model.transformers_model, other))
+    for name, wanted, value in (
+        ("rank", mine.r, theirs.r),
+        ("alpha", mine.lora_alpha, theirs.lora_alpha),
+        ("target_modules", sorted(mine.target_modules), sorted(theirs.target_modules)),
+    ):
+        if value != wanted:
+            raise TrainingError(f"train.{name}", f"{wanted}, and {start} has {value}", "Make them the same")
+    set_peft_model_state_dict(model.transformers_model, get_peft_model_state_dict(other, save_embedding_layers=False))
 
 
 def _save(model: SentenceTransformer, settings: Train, base_name: str, folder: Path) -> None:

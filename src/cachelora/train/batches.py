@@ -7,6 +7,7 @@ triplet format") without its repetitions.
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,10 @@ def _rows(path: str | Path) -> Iterator[dict[str, Any]]:
 class BalancedSampler(DefaultBatchSampler):
     """Batches of items in an order of their own each epoch, domains balanced.
 
-    Every domain gives all of its items. A smaller one gives them again, and a sample for the rest, until it has as many
-    as the largest, but at most four times: what is repeated more often is learnt by heart. The copies of an item are
+    Of n items of a domain, and m of the largest, n^a m^(1-a) are drawn each epoch: by a temperature of 1 / a, as in
+    Conneau et al. 2020 (arXiv:1911.02116, section 3.1), only that a = 0 stands for infinity. So every domain gives all
+    of its items, and a smaller one gives them again, with a sample for the rest, but at most four times: what is
+    repeated more often is learnt by heart. A domain that is replayed gives a sample instead. The copies of an item are
     spread over the epoch, and no batch holds an item twice. Batches are full: what is left over at the end of an epoch
     comes in another place in the next.
 
@@ -111,16 +114,34 @@ class BalancedSampler(DefaultBatchSampler):
         Seed of the order.
     processes : int
         Data-parallel processes that share a step: a batch is cut into as many parts, which follow one another.
+    size_exponent : float
+        The power a above, in [0, 1].
+    replayed : mapping of str to float
+        Share of its items that a domain gives, in (0, 1], for those that are only replayed.
     """
 
-    def __init__(self, members: Mapping[str, Sequence[int]], batch_size: int, seed: int, processes: int = 1) -> None:
-        total = sum(map(len, members.values()))
-        part = max(1, min(batch_size, total) // processes)
-        super().__init__(range(total), batch_size=part, drop_last=True, seed=seed)
+    def __init__(
+        self,
+        members: Mapping[str, Sequence[int]],
+        batch_size: int,
+        seed: int,
+        processes: int = 1,
+        size_exponent: float = 0.0,
+        replayed: Mapping[str, float] | None = None,
+    ) -> None:
+        replayed = replayed or {}
+        largest = max(len(numbers) for domain, numbers in members.items() if domain not in replayed)
+        self._draws = {
+            domain: math.ceil(replayed[domain] * len(numbers))
+            if domain in replayed
+            else min(round(largest * (len(numbers) / largest) ** size_exponent), _MOST_REPEATS * len(numbers))
+            for domain, numbers in members.items()
+        }
+        distinct = sum(min(self._draws[domain], len(numbers)) for domain, numbers in members.items())
+        part = max(1, min(batch_size, distinct) // processes)
+        super().__init__(range(sum(map(len, members.values()))), batch_size=part, drop_last=True, seed=seed)
         self._members = {domain: np.asarray(numbers) for domain, numbers in members.items()}
         self._processes = processes
-        largest = max(map(len, self._members.values()))
-        self._draws = {domain: min(largest, _MOST_REPEATS * len(numbers)) for domain, numbers in self._members.items()}
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the current epoch, or their parts, as item numbers."""

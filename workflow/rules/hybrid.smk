@@ -1,0 +1,25 @@
+rule hybrid:
+    input:
+        base=base_weights,
+        queries=expand("<results>/queries/{domain}.parquet", domain=settings.domains),
+    output:
+        expand("<results>/models/{{base}}/{{model}}/{file}", file=HYBRID_FILES),
+    log:
+        "<logs>/hybrid/{base}/{model}.log",
+    wildcard_constraints:
+        model=alternatives(settings.hybrids),
+    conda:
+        "../../envs/train.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=hybrid,
+        base=base_model,
+        batch_size=settings.evaluate.batch_size,
+        code=stage_code("hybrid"),
+    message:
+        "Fitting the domain detector of {wildcards.model} on {wildcards.base}."
+    script:
+        "../scripts/hybrid.py"

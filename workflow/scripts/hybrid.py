@@ -1,0 +1,55 @@
+"""Fit the domain detector of a hybrid on the queries of all domains."""
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from cachelora.config import BaseModelSource, Hybrid
+from cachelora.files import read_table, write_json
+from cachelora.hybrid import calibration_error, detector_metrics, fit_detector
+from cachelora.job import logged
+from cachelora.manifest import write_manifest
+from cachelora.models import base_digest, encode_texts, load_model
+from cachelora.schemas import QUERIES
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+if __name__ == "__main__":
+    with logged(snakemake.log[0]):
+        started = time.monotonic()
+        torch.set_num_threads(snakemake.threads)
+        settings, base = Hybrid(**snakemake.params.settings), BaseModelSource(**snakemake.params.base)
+        model = load_model(base, None)
+        vectors: dict[str, dict[str, np.ndarray]] = {"train": {}, "validation": {}}
+        for path in snakemake.input.queries:
+            queries = read_table(path, QUERIES)
+            for split, found in vectors.items():
+                texts = queries.loc[queries["canonical"] & (queries["split"] == split), "query"]
+                encoded = encode_texts(model, texts, snakemake.params.batch_size)
+                found[Path(path).stem] = np.array([*encoded.values()])
+        detector = fit_detector(**vectors, method=settings.detector)
+        folder = Path(snakemake.output[0]).parent
+        detector.save(folder)
+        said = {domain: detector.probabilities(found) for domain, found in vectors["validation"].items()}
+        true = np.repeat(np.arange(len(said)), [len(rows) for rows in said.values()])
+        metrics = {
+            "validation": {
+                domain: detector_metrics(rows, number, settings.reject)
+                for number, (domain, rows) in enumerate(said.items())
+            },
+            "calibration_error": calibration_error(np.concatenate([*said.values()]), true),
+        }
+        for domain, found in metrics["validation"].items():
+            logging.info("%s: %s", domain, found)
+        write_json(folder / "metrics.json", metrics)
+        config = {
+            "hybrid": snakemake.params.settings,
+            "base": snakemake.params.base,
+            "base_sha256": base_digest(base),
+        }
+        write_manifest(folder, config, snakemake.input.queries, started)
