@@ -200,6 +200,59 @@ def test_a_damaged_adapter_is_refused_and_leaves_no_result(again):
     assert again.run(*TINY).returncode == 0
 
 
+def test_a_domain_that_is_added_trains_none_of_the_others_again(again):
+    """By a merge and by going on from joint; and a hybrid that sends queries to all of them."""
+    law = [json.loads(line) for line in (again.folder / "data/law/augmented.jsonl").read_text().splitlines()]
+    trained_on = set(pd.read_parquet(again.folder / "results/tiny/triplets/law.parquet")["positive"])
+    known = next(record for record in law if record["query"] in trained_on)
+    test = again.folder / "mind-test.jsonl"
+    leak = {"anchor": known["query"].upper(), "positive": "a b c", "negative": "d e f", "kind": "topic"}
+    test.write_text((again.folder / "data/psychology/test.jsonl").read_text() + json.dumps(leak) + "\n")
+    added = {
+        "domains": {
+            "mind": {
+                "queries": "data/psychology/queries.jsonl",
+                "recording": "data/psychology/augmented.jsonl",
+                "test": test.name,
+                "added": True,
+            }
+        },
+        "models": {"joint-and-mind": {"start": "joint", "domains": ["mind"], "replay": 0.5}},
+        "merges": {"merge-both": {"method": "ties", "models": ["joint", "mind"], "weights": {"joint": 1.0}}},
+        "hybrids": {"hybrid": {"reject": 0.4}},
+    }
+    (again.folder / "added.yaml").write_text(yaml.safe_dump(added))
+    arguments = (*TINY, "added.yaml")
+    planned = again.planned(*arguments)
+    assert {message for message in planned if message.startswith(("Training", "Grouping", "Replaying"))} == {
+        "Training the adapter mind on minilm-l6.",
+        "Training the adapter joint-and-mind on minilm-l6.",
+        "Grouping the triplets of mind.",
+        "Replaying the recorded augmentation of mind, shard 0.",
+        "Replaying the recorded augmentation of mind, shard 1.",
+    }
+    before = {path: path.read_bytes() for path in (again.folder / "results/tiny/models").rglob("adapter_model*")}
+    result = again.run(*arguments)
+    assert result.returncode == 0, result.stdout
+    assert all(path.read_bytes() == content for path, content in before.items() if path.parent.name != "merge-svd")
+    table = pd.read_csv(again.folder / "results/tiny/benchmark.csv")
+    table = table[(table["source"] == "measured") & (table["kind"] == "all") & (table["metric"] == "margin")]
+    assert set(table["model"]) == {*MODELS, "mind", "joint-and-mind", "merge-both", "hybrid"}
+    assert set(table["test_set"]) == {"medical", "law", "general", "mind"}
+    assert table.loc[table["test_set"] == "mind", "test_version"].str.endswith(" less 1").all()
+    rejects = (again.folder / "results/tiny/testset/mind.rejects.jsonl").read_text()
+    assert "a training group of law holds a text of it" in rejects and rejects.count("\n") == 1
+    models = again.folder / "results/tiny/models/minilm-l6"
+    chosen = json.loads((models / "merge-both/metrics.json").read_text())
+    assert chosen["weights"] == {"joint": 1.0, "mind": 0.5}
+    detector = json.loads((models / "hybrid/metrics.json").read_text())
+    assert set(detector["validation"]) == {"medical", "law", "general", "mind"}
+    routed = json.loads((again.folder / "results/tiny/evaluation/minilm-l6/hybrid.json").read_text())["routed"]
+    assert {model for found in routed.values() for model in found} <= {"joint", "medical", "law", "mind"}
+    assert routed["mind"]["mind"] > sum(routed["mind"].values()) / 2
+    assert again.planned(*arguments) == set()
+
+
 def test_a_training_group_that_stands_in_a_test_set_is_dropped_and_counted(workflow):
     recorded = [json.loads(line) for line in (workflow.folder / "data/law/augmented.jsonl").read_text().splitlines()]
     leaks = [
