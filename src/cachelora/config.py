@@ -20,9 +20,10 @@ _TRIAL = "sweep-"
 
 def _check_name(name: str) -> str:
     """Refuse what would not be one plain folder name, or would clash with another model."""
-    if not re.fullmatch(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*", name) or len(name) > 64:
         raise ValueError(
-            f"'{name}' is no name: use lower-case letters and digits, joined by single '-' or '_', a letter first"
+            f"{name!r} is no name: use lower-case letters and digits, joined by single '-' or '_', a letter first, "
+            "64 at most"
         )
     return name
 
@@ -51,6 +52,15 @@ class _Section(BaseModel):
     """A part of the configuration; a key that is not known is an error."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_truth(cls, values: Any) -> Any:
+        """Refuse true and false where a number is wanted; pydantic takes them for 1 and 0."""
+        for name, field in cls.model_fields.items():
+            if isinstance(values, dict) and isinstance(values.get(name), bool) and field.annotation is not bool:
+                raise ValueError(f"`{name}` is {str(values[name]).lower()}: give it a value, not whether")
+        return values
 
 
 class BaseModelSource(_Section):
@@ -170,6 +180,7 @@ class Triplets(_Section):
 
 
 LossName = Literal["ranking", "cosent", "online_contrastive", "bce", "distillation"]
+_ON_HARD_NEGATIVES = ("cosent", "online_contrastive", "bce")
 
 
 class Train(_Section):
@@ -178,8 +189,8 @@ class Train(_Section):
     full: bool = Field(
         False, description="Train all weights instead of an adapter: a control, and no adapter to merge."
     )
-    rank: int = Field(7, ge=1, description="Rank of the LoRA update.")
-    alpha: int = Field(28, ge=1, description="The update is scaled by alpha / rank.")
+    rank: int = Field(7, ge=1, le=4096, description="Rank of the LoRA update.")
+    alpha: int = Field(28, ge=1, le=2**20, description="The update is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
     target_modules: list[str] = Field(
         ["query", "key", "value", "dense"], min_length=1, description="Linear layers that get an update."
@@ -248,6 +259,13 @@ class Train(_Section):
             raise ValueError(f"batch_size {self.batch_size} cannot be shared by {self.processes} processes: change one")
         return self
 
+    @model_validator(mode="after")
+    def _check_losses(self) -> "Train":
+        """Refuse losses that have nothing to work on."""
+        if self.negatives == 0 and (missing := [name for name in self.losses if name in _ON_HARD_NEGATIVES]):
+            raise ValueError(f"the loss {missing[0]} needs hard negatives: raise `negatives`, or choose another loss")
+        return self
+
 
 class Model(_Section):
     """A further trained model: a recipe, a seed, a choice of domains, a model to go on from."""
@@ -290,8 +308,11 @@ class Sweep(_Section):
             raise ValueError("there is nothing to try: give `grid` or `trials`")
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed stands twice in `seeds`: remove one")
-        if any("most_lost_similarity" in change for change in self.changes):
-            raise ValueError("most_lost_similarity is what trials are chosen by: set it under `train`")
+        for key in ("most_lost_similarity", "validation_groups"):
+            if any(key in change for change in self.changes):
+                raise ValueError(f"{key} is what trials are chosen by: set it under `train`")
+        if any("full" in change for change in self.changes):
+            raise ValueError("a full fine-tune gives no adapter to choose: declare it under `models`")
         return self
 
     @property
@@ -439,6 +460,8 @@ class Config(_Section):
         adapters = [name for name, model in self.trained_models.items() if not model.train.full]
         self._check_merges(adapters)
         self._check_hybrids()
+        if not adapters and not self.merges:
+            raise ConfigError("deploy.model", "every model is trained in full", "Set train.full only in models.*")
         if self.deploy.model not in [*adapters, *self.merges]:
             raise ConfigError(
                 "deploy.model",
@@ -446,7 +469,10 @@ class Config(_Section):
                 f"Use one of {_listed([*adapters, *self.merges])}",
             )
         # Refuses what the trainings of a sweep would.
-        _ = self.trials
+        seen: dict[str, str] = {}
+        for name, trial in self.trials.items():
+            if (same := seen.setdefault(trial.model_dump_json(), name)) != name:
+                raise ConfigError("sweep", f"{same} and {name} are the same training", "Leave one of them out")
         return self
 
     def _check_merges(self, adapters: list[str]) -> None:
@@ -714,7 +740,7 @@ def _config_error(error: ValidationError, above: str = "") -> ConfigError:
     path = [*filter(None, above.split(".")), *(str(part) for part in problem["loc"] if part != "[key]")]
     if len(path) > 2 and path[0] == "engines" and path[2] in ("recorded", "llamacpp"):
         del path[2]
-    key = ".".join(path) or "config"
+    key = ".".join(part if part.isprintable() else ascii(part) for part in path) or "config"
     more = f" ({len(problems) - 1} more problems follow)" if len(problems) > 1 else ""
     match problem["type"]:
         case "extra_forbidden":

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cachelora.config import Evaluate
+from cachelora.errors import ModelError
 from cachelora.metrics import bootstrap_weights, interval, registry
 from cachelora.schemas import KINDS, LOOK_ALIKE_KINDS
 
@@ -59,9 +60,13 @@ def measure(scores: pd.DataFrame, base_scores: pd.DataFrame, settings: Evaluate,
     ------
     ValueError
         If the two tables are not about the same triplets.
+    ModelError
+        If a similarity is not a number.
     """
     if not (scores[["test_set", "test_id"]].to_numpy() == base_scores[["test_set", "test_id"]].to_numpy()).all():
         raise ValueError("scores and base_scores are not about the same triplets")
+    if not np.isfinite(scores[["positive_similarity", "negative_similarity"]].to_numpy()).all():
+        raise ModelError("the model", "its embeddings are not all numbers", "Train it again with a lower learning rate")
     results = []
     for test_set in scores["test_set"].unique():
         members = {ALL_KINDS: KINDS, LOOK_ALIKES: LOOK_ALIKE_KINDS}

@@ -184,15 +184,54 @@ def read_table(path: str | Path, schema: pa.Schema) -> pd.DataFrame:
         table = pq.read_table(path, page_checksum_verification=True)
         rows = table.to_pandas()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DamagedError(
-            str(path), f"not a readable Parquet file ({_first_line(error)})", "Delete it and run again"
-        ) from error
-    if not table.schema.equals(schema, check_metadata=False):
+        raise _unreadable(path, error) from error
+    _check_schema(path, table.schema, schema)
+    return rows
+
+
+def iterate_table(path: str | Path, schema: pa.Schema, rows_at_once: int = 10_000) -> Iterator[dict[str, Any]]:
+    """Go through the rows of a Parquet file without holding them in memory, and check it against its contract.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    schema : pyarrow.Schema
+        The contract that the file was written in.
+    rows_at_once : int
+        Rows read at a time.
+
+    Yields
+    ------
+    dict
+        A row.
+
+    Raises
+    ------
+    DamagedError
+        As :func:`read_table`.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _check_schema(path, file.schema_arrow, schema)
+            for batch in file.iter_batches(rows_at_once):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path, error: Exception) -> DamagedError:
+    """Say that a Parquet file cannot be read."""
+    return DamagedError(str(path), f"not a readable Parquet file ({_first_line(error)})", "Delete it and run again")
+
+
+def _check_schema(path: str | Path, found: pa.Schema, schema: pa.Schema) -> None:
+    """Refuse a file with other columns or types than its contract's."""
+    if not found.equals(schema, check_metadata=False):
         expected = ", ".join(f"{field.name}: {field.type}" for field in schema)
         raise DamagedError(
             str(path), f"its columns are not those of its contract ({expected})", "Delete it and run again"
         )
-    return rows
 
 
 def read_json(path: str | Path) -> Any:

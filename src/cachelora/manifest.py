@@ -127,7 +127,7 @@ def verify(folder: str | Path, required: Sequence[str] = ()) -> dict[str, Any]:
             "no such file, so the folder is not finished",
             "Wait for the job that writes it, or run the workflow again",
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedError(str(path), "it is no manifest", _REMEDY) from error
     for name in required:
         if name not in files:

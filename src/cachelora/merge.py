@@ -7,6 +7,7 @@ by what checkpoints are chosen by (:func:`cachelora.train.validation.objective`)
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -174,6 +175,8 @@ def merge_adapters(
     def attempt(weights: dict[str, float], density: float) -> dict[str, Any]:
         merge(weights, density)
         metrics = dict(validate(model))
+        if not math.isfinite(metrics["margin"]):
+            raise ModelError(str(folder), f"with weights {weights} the embeddings are not numbers", "Lower them")
         _log.info("weights %s, density %s: AP %.4f, margin %.4f", weights, density, metrics["ap"], metrics["margin"])
         tried.append({"weights": weights, "density": density, "validation": metrics})
         return tried[-1]

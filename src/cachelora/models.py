@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapter_config.json")
 FULL_WEIGHTS = "model.safetensors"
+# Of the names that peft gives inside its own wrapper; a model that holds its adapter itself lacks it.
+_PEFT_PREFIX = "base_model.model."
 
 
 def base_folder(settings: BaseModelSource) -> Path:
@@ -143,6 +145,10 @@ def load_model(
     """
     folder = base_folder(settings)
     full = adapter is not None and Path(adapter, FULL_WEIGHTS).is_file()
+    if full and Path(adapter, ADAPTER_WEIGHTS).is_file():
+        raise DamagedError(
+            str(adapter), "it holds an adapter and a full fine-tune: one of them is old", "Delete it and run again"
+        )
     if adapter is not None:
         config = verify(adapter, (FULL_WEIGHTS,) if full else ADAPTER_FILES).get("config")
         trained_on = config.get("base_sha256") if isinstance(config, dict) else None
@@ -168,12 +174,25 @@ def load_model(
                 model.transformers_model.load_state_dict(load_file(Path(adapter, FULL_WEIGHTS)))
             else:
                 model.load_adapter(str(adapter))
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
+                _check_all_loaded(model, Path(adapter, ADAPTER_WEIGHTS))
+        except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
             first = str(error).strip().partition("\n")[0]
             raise DamagedError(
                 str(adapter), f"it does not fit {settings.source} ({first})", "Use the base model it was trained on"
             ) from error
     return model
+
+
+def _check_all_loaded(model: "SentenceTransformer", path: Path) -> None:
+    """Refuse an adapter file with other weights than the model's adapter: peft leaves out the ones and the others."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as weights:
+        given = {name.removeprefix(_PEFT_PREFIX) for name in weights.keys()}  # noqa: SIM118
+    network = model.transformers_model
+    wanted = {name.replace(".default", "") for name, _ in network.named_parameters() if "lora_" in name}
+    if given != wanted:
+        raise ValueError(f"{len(given ^ wanted)} of its weights are missing, or for other layers")
 
 
 def _check_weights_fit(model: "SentenceTransformer", folder: Path, source: str) -> None:
@@ -264,11 +283,12 @@ def save_adapter(
     from safetensors.torch import save
 
     folder = Path(folder)
-    # The names that peft gives inside its own wrapper; a model that holds its adapter itself lacks the prefix.
-    prefix = "base_model.model."
     named = {
-        f"{prefix}{name.removeprefix(prefix)}": value.detach().cpu().contiguous() for name, value in weights.items()
+        f"{_PEFT_PREFIX}{name.removeprefix(_PEFT_PREFIX)}": value.detach().cpu().contiguous()
+        for name, value in weights.items()
     }
+    # A full fine-tune may have had this name before.
+    (folder / FULL_WEIGHTS).unlink(missing_ok=True)
     # Not save_file: its files can be read by their owner only.
     with replacing(folder / ADAPTER_WEIGHTS) as temporary:
         temporary.write_bytes(save(named, metadata={"format": "pt"}))

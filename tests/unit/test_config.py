@@ -96,6 +96,16 @@ DOMAIN = {"queries": "q.jsonl", "recording": "r.jsonl"}
         ("deploy/model", "x", r"^deploy\.model: unknown model 'x'\. Use one of medical"),
         ("train/rank", "many", r'^train\.rank: "many" is not allowed'),
         ("train/rank", 0, r"^train\.rank: 0 is not allowed"),
+        ("train/rank", 10**30, r"^train\.rank: 10+ is not allowed"),
+        ("train/rank", True, r"^train: `rank` is true\. Give it a value, not whether"),
+        ("models/m", {"seed": False}, r"^models\.m: `seed` is false\. Give it a value"),
+        ("models/m", {"train": {"negatives": 0, "losses": {"bce": 1}}}, r"^models\.m\.train: the loss bce needs hard"),
+        ("models/" + "a" * 65, {}, r"is no name: |'a+' is no name"),
+        ("models/a\n", {}, r"'a\\n' is no name"),
+        ("sweep", {"trials": [{"validation_groups": 1}]}, r"^sweep: validation_groups is what trials are chosen by"),
+        ("sweep", {"trials": [{"full": True}]}, r"^sweep: a full fine-tune gives no adapter to choose"),
+        ("sweep", {"grid": {"rank": [4, "4"]}}, r"^sweep: sweep-001 and sweep-002 are the same training\. Leave one"),
+        ("sweep", {"trials": [{}, {"learning_rate": 0.001}]}, r"^sweep: sweep-001 and sweep-002 are the same training"),
         ("train/learning_rate", float("nan"), r"^train\.learning_rate"),
         ("queries/max_reject_share", 2, r"^queries\.max_reject_share: 2 is not allowed"),
         ("base_models/minilm-l6/sha256", "abc", r"^base_models\.minilm-l6\.sha256: \"abc\" is not allowed"),
@@ -118,6 +128,13 @@ def test_mistakes_are_named_by_key(config, path, value, message):
         parse(broken)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_deployed_model_needs_an_adapter(config):
+    config["train"] = {"full": True}
+    config["merges"] = {}
+    with pytest.raises(ConfigError, match=r"^deploy\.model: every model is trained in full\. Set train\.full only in"):
+        parse(config)
 
 
 def test_an_overlay_removes_entries_by_null(config):

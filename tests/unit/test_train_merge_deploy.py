@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from cachelora.config import Merge, Train
@@ -27,6 +27,7 @@ from cachelora.merge import METHODS, merge_adapters
 from cachelora.models import base_folder, encode_texts, load_model
 from cachelora.schemas import TRIPLETS
 from cachelora.train import Training, remove_checkpoints, train_model
+from cachelora.train.batches import read_items
 from cachelora.train.trainer import GroupLoss, GroupTrainer
 from cachelora.train.validation import Validation, objective, read_validation
 
@@ -294,8 +295,6 @@ def test_what_no_batch_can_be_made_of_is_refused(base, tmp_path):
         train(base, tmp_path / "a", triplets=one)
     with pytest.raises(TrainingError, match="toy has no group to train on"):
         train(base, tmp_path / "b", triplets=one.assign(split="validation"))
-    with pytest.raises(TrainingError, match=r"train\.negatives: 0, and the loss bce needs hard negatives"):
-        train(base, tmp_path / "c", RECIPE.model_copy(update={"negatives": 0, "losses": {"bce": 1.0}}))
 
 
 def test_a_training_goes_on_from_an_adapter(base, trained, tmp_path):
@@ -336,6 +335,128 @@ def test_a_training_does_not_go_on_from_what_does_not_fit(base, trained, tmp_pat
     (tmp_path / "damaged" / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(DamagedError, match="safetensors header"):
         train_model(replace(training, settings=RECIPE, start=str(tmp_path / "damaged")))
+
+
+def test_an_adapter_takes_the_place_of_a_full_fine_tune(base, tmp_path):
+    full = RECIPE.model_copy(update={"full": True, "learning_rate": 1e-4, "epochs": 1})
+    _, _ = train(base, tmp_path / "m", full)
+    assert (tmp_path / "m" / "model.safetensors").exists()
+    model, _ = train(base, tmp_path / "m", RECIPE.model_copy(update={"epochs": 1}))
+    assert not (tmp_path / "m" / "model.safetensors").exists()
+    assert model.transformers_model.peft_config
+    adapter = tmp_path / "m" / "adapter_model.safetensors"
+    content = adapter.read_bytes()
+    _, _ = train(base, tmp_path / "m", full)
+    assert not adapter.exists()
+    adapter.write_bytes(content)
+    write_manifest(tmp_path / "m", {}, [], 0.0)
+    with pytest.raises(DamagedError, match="it holds an adapter and a full fine-tune"):
+        load_model(base, tmp_path / "m")
+
+
+def test_weights_that_half_precision_cannot_hold_are_not_saved(base, tmp_path):
+    with pytest.raises(TrainingError, match=r"not all numbers\. Lower train\.learning_rate|loss is nan"):
+        train(base, tmp_path / "m", RECIPE.model_copy(update={"learning_rate": 1e6, "epochs": 1}))
+    assert not (tmp_path / "m" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["query", "valeu"], r"'valeu' is no linear layer of the base model\. Use some of \['dense', 'key', 'query'"),
+        (["word_embeddings"], "'word_embeddings' is no linear layer"),
+        (["uery"], "'uery' is no linear layer"),
+    ],
+)
+def test_a_mistyped_layer_is_refused(base, tmp_path, targets, message):
+    with pytest.raises(TrainingError, match=message):
+        train(base, tmp_path / "m", RECIPE.model_copy(update={"target_modules": targets}))
+
+
+def test_triplets_with_a_flipped_bit_are_refused(base, tmp_path):
+    path = tmp_path / "t.parquet"
+    write_table(path, toy_triplets(), TRIPLETS)
+    content = path.read_bytes()
+    for place in range(40, len(content) - 4000, 97):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(DamagedError, match=r"t\.parquet: (not a readable Parquet file|its columns)"):
+            read_items({"toy": path}, True, tmp_path / "items")
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DamagedError, match="not a readable Parquet file"):
+        read_validation(path, 500)
+    write_table(path, toy_triplets().query("split == 'train'"), TRIPLETS)
+    with pytest.raises(TrainingError, match="no validation triplet to choose by"):
+        read_validation(path, 500)
+
+
+@pytest.fixture(scope="module")
+def stopped(base, tmp_path_factory):
+    """A training with two checkpoints, as a kill leaves it, and the embeddings of an undisturbed one."""
+    folder = tmp_path_factory.mktemp("stopped")
+    write_table(folder / "t.parquet", toy_triplets(), TRIPLETS)
+    settings = RECIPE.model_copy(update={"epochs": 2})
+    training = Training(base, {"toy": str(folder / "t.parquet")}, settings, 3, str(folder / "m"), str(folder / "state"))
+    train_model(training)
+    write_manifest(folder / "m", {}, [], 0.0)
+    (state,) = (folder / "state").iterdir()
+    assert len(list(state.glob("checkpoint-*"))) == 2
+    return training, state, embeddings(load_model(base, folder / "m"))
+
+
+DAMAGE = ["trained.safetensors", "best.json", "optimizer.pt", "scheduler.pt", "trainer_state.json", "whole.json"]
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "both"])
+def test_a_training_goes_on_from_the_last_checkpoint_that_is_whole(base, stopped, tmp_path, how, caplog):
+    """Whatever is damaged, and whether one checkpoint is left or none: the end is the same."""
+    training, state, expected = stopped
+    names = DAMAGE if how == "cut" else DAMAGE[:2]
+    for name in names:
+        copy = tmp_path / name / "state"
+        shutil.copytree(state, copy / state.name)
+        (copy / "notes.txt").write_text("a stray file")
+        (copy / state.name / "checkpoint-old").mkdir()
+        checkpoints = sorted((copy / state.name).glob("checkpoint-[0-9]*"), key=lambda path: int(path.name[11:]))
+        for checkpoint in checkpoints if how == "both" else checkpoints[1:]:
+            if how == "gone":
+                (checkpoint / name).unlink()
+            else:
+                (checkpoint / name).write_bytes((checkpoint / name).read_bytes()[:100])
+        (items,) = (copy / state.name).rglob("*.arrow")
+        items.write_bytes(b"")
+        caplog.clear()
+        folder = tmp_path / name / "m"
+        with caplog.at_level("INFO"):
+            train_model(replace(training, state=str(copy), folder=str(folder)))
+        assert f"{checkpoints[1].name} is not whole" in caplog.text
+        assert (f"going on from {checkpoints[0].name}" in caplog.text) == (how != "both")
+        write_manifest(folder, {}, [], 0.0)
+        np.testing.assert_allclose(embeddings(load_model(base, folder)), expected, atol=1e-6)
+
+
+def test_a_full_disk_is_said(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        GroupTrainer, "_save_checkpoint", lambda *_: (_ for _ in ()).throw(RuntimeError("enforce fail"))
+    )
+    with pytest.raises(RuntimeError, match="enforce fail"):
+        train(base, tmp_path / "m")
+    monkeypatch.setattr("cachelora.train._LITTLE_SPACE", 2**80)
+    with pytest.raises(TrainingError, match=r"the disk is full\. Make room and run again"):
+        train(base, tmp_path / "m")
+
+
+def test_an_adapter_for_other_layers_is_refused(base, trained, tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(trained[2], folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file(dict(list(weights.items())[: len(weights) // 2]), folder / "adapter_model.safetensors")
+    write_manifest(folder, {}, [], 0.0)
+    with pytest.raises(DamagedError, match="of its weights are missing, or for other layers"):
+        load_model(base, folder)
+    (folder / "adapter_config.json").write_text("[]")
+    write_manifest(folder, {}, [], 0.0)
+    with pytest.raises(DamagedError, match="does not fit"):
+        load_model(base, folder)
 
 
 def test_training_runs_without_the_base_models_dropout(base, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
@@ -30,15 +31,15 @@ from transformers import PrinterCallback, set_seed
 from cachelora.config import BaseModelSource, Train
 from cachelora.errors import TrainingError
 from cachelora.files import replacing, sha256_of
-from cachelora.models import ADAPTER_WEIGHTS, FULL_WEIGHTS, base_digest, load_model, save_adapter
+from cachelora.models import ADAPTER_FILES, ADAPTER_WEIGHTS, FULL_WEIGHTS, base_digest, load_model, save_adapter
 from cachelora.train.batches import BalancedSampler, GroupCollator, read_items
-from cachelora.train.losses import NEED_NEGATIVES
 from cachelora.train.trainer import WHOLE, GroupLoss, GroupTrainer, TellEpoch, last_checkpoint
 from cachelora.train.validation import BestCheckpoint, Clock, Validation, read_validation
 
 _log = logging.getLogger(__name__)
 
 _CHECKPOINTS_PER_EPOCH = 4
+_LITTLE_SPACE = 2**24
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,19 @@ def train_model(training: Training) -> dict[str, Any]:
         raise TrainingError(
             "train.processes", f"{processes}, and there are {torch.cuda.device_count()} GPUs", "Ask for as many"
         )
+    if not torch.cuda.is_available() and processes > (os.cpu_count() or 1):
+        raise TrainingError("train.processes", f"{processes}, and there are {os.cpu_count()} CPUs", "Lower it")
     state = Path(training.state)
     mine = state / training.key
-    for other in state.glob("*"):
-        if other != mine:
-            remove_checkpoints(other)
-    for unfinished in set(mine.glob("checkpoint-*")) - {last_checkpoint(mine)}:
-        shutil.rmtree(unfinished)
     mine.mkdir(parents=True, exist_ok=True)
+    for other in state.iterdir():
+        if other != mine and other.is_dir():
+            remove_checkpoints(other)
+    last = last_checkpoint(mine)
+    for other in mine.iterdir():
+        # What the batches are made of takes seconds to make again, and more to check.
+        if other != last and other.is_dir():
+            shutil.rmtree(other)
     if processes == 1:
         metrics = _train(training, mine)
     else:
@@ -219,6 +225,11 @@ def _train(training: Training, state: Path) -> dict[str, Any]:
         best.finish(trainer.state)
     except torch.OutOfMemoryError as error:
         raise TrainingError("train", "the device's memory is not enough", "Lower train.batch_size or rank") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # Torch's and safetensors' writers have errors of their own for a full disk.
+        if shutil.disk_usage(state).free > _LITTLE_SPACE:
+            raise
+        raise TrainingError(str(state), "the disk is full", "Make room and run again: it goes on from there") from error
     best.restore()
     if trainer.is_world_process_zero():
         _save(model, settings, training.base.name, Path(training.folder))
@@ -258,10 +269,6 @@ def _check_items(items: Dataset, settings: Train) -> None:
         if settings.processes == 1:
             what = "one group is not enough for negatives in a batch"
         raise TrainingError("train", what, "Give more queries")
-    if settings.negatives == 0 and (missing := sorted(NEED_NEGATIVES & settings.losses.keys())):
-        raise TrainingError(
-            "train.negatives", f"0, and the loss {missing[0]} needs hard negatives", "Raise it, or choose another loss"
-        )
 
 
 def _training_arguments(
@@ -346,6 +353,13 @@ def _choose_parameters(model: SentenceTransformer, settings: Train, bfloat16: bo
 
 def _add_adapter(model: SentenceTransformer, settings: Train, unused: list[str]) -> None:
     """Give a model a fresh adapter."""
+    linear = [name for name, module in model.transformers_model.named_modules() if type(module) is torch.nn.Linear]
+    for target in settings.target_modules:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear if name not in unused})
+            raise TrainingError(
+                "train.target_modules", f"'{target}' is no linear layer of the base model", f"Use some of {known}"
+            )
     config = LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
         r=settings.rank,
@@ -354,13 +368,7 @@ def _add_adapter(model: SentenceTransformer, settings: Train, unused: list[str])
         target_modules=settings.target_modules,
         exclude_modules=unused or None,
     )
-    try:
-        model.add_adapter(config)
-    except ValueError as error:
-        first = str(error).strip().partition("\n")[0]
-        raise TrainingError(
-            "train.target_modules", f"{settings.target_modules} do not fit the base model ({first})", "Name its layers"
-        ) from error
+    model.add_adapter(config)
 
 
 def _copy_adapter(model: SentenceTransformer, base: BaseModelSource, start: str) -> None:
@@ -382,6 +390,8 @@ def _save(model: SentenceTransformer, settings: Train, base_name: str, folder: P
     network = model.transformers_model
     if settings.full:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in ADAPTER_FILES:
+            (folder / name).unlink(missing_ok=True)
         with replacing(folder / FULL_WEIGHTS) as temporary:
             temporary.write_bytes(
                 save({name: value.cpu().contiguous() for name, value in network.state_dict().items()})
@@ -390,4 +400,6 @@ def _save(model: SentenceTransformer, settings: Train, base_name: str, folder: P
         weights = get_peft_model_state_dict(network, save_embedding_layers=False)
         # Half the size; peft computes with them in float32 again. docs/recipe.md has what it changes.
         half = {name: value.half() for name, value in weights.items()}
+        if not all(bool(value.isfinite().all()) for value in half.values()):
+            raise TrainingError("train", "the trained weights are not all numbers", "Lower train.learning_rate")
         save_adapter(half, network.peft_config["default"], base_name, folder)

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, Features, List, Value
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
 from cachelora.config import Train
 from cachelora.errors import TrainingError
+from cachelora.files import iterate_table
+from cachelora.schemas import TRIPLETS
 
 _FEATURES = Features(
     {name: List(Value("string")) for name in ("texts", "negatives")}
     | {"group": Value("string"), "number": Value("int64")}
 )
-_ROWS_AT_ONCE = 10_000
 _MOST_REPEATS = 4
 
 
@@ -76,7 +76,8 @@ def _items(triplets: Mapping[str, str | Path], grouped: bool) -> Iterator[dict[s
     """Go through the training rows of the files and put those of one group together."""
     number = 0
     for domain, path in triplets.items():
-        for group, rows in itertools.groupby(_rows(path), key=lambda row: row["group"]):
+        train = (row for row in iterate_table(path, TRIPLETS) if row["split"] == "train")
+        for group, rows in itertools.groupby(train, key=lambda row: row["group"]):
             for members in [list(rows)] if grouped else ([row] for row in rows):
                 yield {
                     "texts": list(dict.fromkeys(text for row in members for text in (row["positive"], row["anchor"]))),
@@ -85,13 +86,6 @@ def _items(triplets: Mapping[str, str | Path], grouped: bool) -> Iterator[dict[s
                     "number": number,
                 }
                 number += 1
-
-
-def _rows(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Go through the training rows of a file."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_ROWS_AT_ONCE):
-            yield from (row for row in batch.to_pylist() if row["split"] == "train")
 
 
 class BalancedSampler(DefaultBatchSampler):

@@ -130,7 +130,6 @@ def distillation(cosines: Cosines, settings: Train) -> Tensor:
 LOSSES: dict[str, Callable[[Cosines, Train], Tensor]] = {
     function.__name__: function for function in (ranking, cosent, online_contrastive, bce, distillation)
 }
-NEED_NEGATIVES = frozenset({"cosent", "online_contrastive", "bce"})
 
 
 def compare(embeddings: Tensor, label: Tensor, base: Tensor | None) -> Cosines:

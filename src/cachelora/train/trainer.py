@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from cachelora.config import Train
-from cachelora.errors import TrainingError
-from cachelora.files import write_text
+from cachelora.errors import DamagedError, TrainingError
+from cachelora.files import read_json, sha256_of, write_json
 from cachelora.train.batches import BalancedSampler
 from cachelora.train.losses import LOSSES, compare
 from cachelora.train.validation import BestCheckpoint
@@ -25,8 +26,8 @@ from cachelora.train.validation import BestCheckpoint
 _log = logging.getLogger(__name__)
 
 WEIGHTS = "trained.safetensors"
-# Its presence says that a checkpoint is whole.
-WHOLE = "whole"
+# Written last; it names the other files of a checkpoint with their digests.
+WHOLE = "whole.json"
 _TEXTS_AT_ONCE = 48
 
 
@@ -165,7 +166,7 @@ class GroupTrainer(SentenceTransformerTrainer):
             raise TrainingError(
                 "train",
                 f"the loss is {loss.item()} at step {self.state.global_step} (groups {groups}, ...)",
-                "Lower train.learning_rate",
+                "Lower train.learning_rate" if self.state.global_step else "Look at temperature, hardness and losses",
             )
         return loss
 
@@ -231,14 +232,19 @@ class TellEpoch(TrainerCallback):
 
 
 class SealCheckpoint(TrainerCallback):
-    """Marks a checkpoint as whole once all of it is written, and logs how the training goes."""
+    """Seals a checkpoint once all of it is written and on the disk, and logs how the training goes."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark the checkpoint of this step, when every process has written its part."""
+        """Seal the checkpoint of this step, when every process has written its part."""
         if dist.is_initialized():
             dist.barrier()
         if state.is_world_process_zero:
-            write_text(Path(args.output_dir, f"checkpoint-{state.global_step}", WHOLE), "")
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            files = sorted(path for path in folder.iterdir() if path.is_file())
+            for path in files:
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            write_json(folder / WHOLE, {path.name: sha256_of(path) for path in files})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Log the loss."""
@@ -265,5 +271,29 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     Path or None
         None if there is none.
     """
-    whole = [path.parent for path in Path(folder).glob(f"checkpoint-*/{WHOLE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
+    for path in sorted(found, key=lambda path: int(path.name[11:]), reverse=True):
+        if is_whole(path):
+            return path
+        _log.warning("%s is not whole: not gone on from", path.name)
+    return None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Say whether a checkpoint is what was sealed.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Its folder.
+
+    Returns
+    -------
+    bool
+        Whether the seal is there and every file that it names has its content.
+    """
+    try:
+        sealed = read_json(checkpoint / WHOLE)
+        return bool(sealed) and all(sha256_of(checkpoint / name) == digest for name, digest in sealed.items())
+    except (DamagedError, OSError, AttributeError):
+        return False

@@ -4,13 +4,12 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -18,9 +17,10 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import TrainerCallback
 
 from cachelora.errors import TrainingError
-from cachelora.files import read_json, write_json
+from cachelora.files import iterate_table, read_json, write_json
 from cachelora.metrics import accuracy, average_precision, margin, p_chr_auc, positive_similarity
 from cachelora.models import score_triplets
+from cachelora.schemas import TRIPLETS
 
 _log = logging.getLogger(__name__)
 
@@ -52,22 +52,27 @@ def read_validation(path: str | Path, most_groups: int) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Two triplets for each row and each negative, with columns anchor, positive, negative, kind, group.
+
+    Raises
+    ------
+    DamagedError
+        As :func:`cachelora.files.iterate_table`.
+    TrainingError
+        If there is none.
     """
-    found, groups, unrelated = [], 0, []
-    with pq.ParquetFile(path) as file:
-        rows = (row for batch in file.iter_batches() for row in batch.to_pylist() if row["split"] == "validation")
-        for group, members in groupby(rows, key=lambda row: row["group"]):
-            groups += 1
-            if groups > most_groups:
-                break
-            members = list(members)
-            found += [
-                (anchor, positive, negative["text"], negative["kind"], group)
-                for row in members
-                for anchor, positive in ((row["anchor"], row["positive"]), (row["positive"], row["anchor"]))
-                for negative in [*row["negatives"], *unrelated]
-            ]
-            unrelated = [{"kind": "topic", "text": members[0]["positive"]}]
+    found, unrelated = [], []
+    rows = (row for row in iterate_table(path, TRIPLETS) if row["split"] == "validation")
+    for group, members in islice(groupby(rows, key=lambda row: row["group"]), most_groups):
+        members = list(members)
+        found += [
+            (anchor, positive, negative["text"], negative["kind"], group)
+            for row in members
+            for anchor, positive in ((row["anchor"], row["positive"]), (row["positive"], row["anchor"]))
+            for negative in [*row["negatives"], *unrelated]
+        ]
+        unrelated = [{"kind": "topic", "text": members[0]["positive"]}]
+    if not found:
+        raise TrainingError(str(path), "it has no validation triplet to choose by", "Give more queries")
     return pd.DataFrame(found, columns=["anchor", "positive", "negative", "kind", "group"])
 
 
