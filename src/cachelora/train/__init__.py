@@ -169,8 +169,9 @@ def remove_checkpoints(state: str | Path) -> None:
         The folder; to be called when everything that a training makes has been written.
     """
     for mark in Path(state).rglob(WHOLE):
-        mark.unlink()
-    shutil.rmtree(state)
+        mark.unlink(missing_ok=True)
+    # Missing if somebody else has removed it, which is as good.
+    shutil.rmtree(state, ignore_errors=True)
 
 
 @record
