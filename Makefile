@@ -21,7 +21,7 @@ test: .venv/test.stamp
 	$(BIN)/python -m pytest
 
 data-check: .venv/demo.stamp
-	$(BIN)/cachelora data-check
+	$(BIN)/cachelora data-check --configfile config/presets/fifth-domain.yaml
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
