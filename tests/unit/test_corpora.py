@@ -4,17 +4,18 @@ import json
 from collections import Counter
 
 import pytest
-import yaml
 from conftest import ROOT
 
 from cachelora.augment.reply import RawReply, check_reply
-from cachelora.config import parse
+from cachelora.config import read_config
 from cachelora.datacheck import positive_words
 from cachelora.schemas import KINDS
 from cachelora.testset import frozen_version, read_lock, read_testset
 
 DOMAINS = ("medical", "law", "programming", "psychology")
-CORPORA = (*DOMAINS, "general")
+CORPORA = (*DOMAINS, "general", "finance")
+LEAST_QUERIES = {"general": 200, "finance": 60}
+TRIPLETS_OF_A_KIND = {"general": 26, "finance": 16}
 
 
 def read(path):
@@ -25,7 +26,7 @@ def read(path):
 def test_every_query_has_one_complete_recording(domain):
     queries, recorded = read(f"{domain}/queries.jsonl"), read(f"{domain}/augmented.jsonl")
     assert [row["query"] for row in queries] == [row["query"] for row in recorded]
-    assert len(queries) >= (200 if domain == "general" else 400)
+    assert len(queries) >= LEAST_QUERIES.get(domain, 400)
     assert len({row["subfield"] for row in queries}) >= 25
     for row in recorded:
         reply = check_reply(RawReply("id", row, row["model"], row["prompt_version"]), row["query"], 400)
@@ -55,7 +56,7 @@ def test_a_third_of_the_paraphrases_rename_the_subject(domain):
 def test_test_sets_have_every_kind_and_a_spread_of_difficulty(domain):
     table, rejects = read_testset(ROOT / f"data/{domain}/test.jsonl", 0.0, "x")
     assert not rejects
-    assert Counter(table["kind"]) == dict.fromkeys(KINDS, 26 if domain == "general" else 41)
+    assert Counter(table["kind"]) == dict.fromkeys(KINDS, TRIPLETS_OF_A_KIND.get(domain, 41))
     rows = read(f"{domain}/test.jsonl")
     assert len({row["subfield"] for row in rows}) >= 20
     assert sum(row["synonym"] for row in rows) >= len(rows) / 3
@@ -64,7 +65,7 @@ def test_test_sets_have_every_kind_and_a_spread_of_difficulty(domain):
 
 
 def test_every_test_set_that_ships_is_frozen_and_reviewed():
-    config = parse(yaml.safe_load((ROOT / "config/domains.yaml").read_text(encoding="utf-8")))
+    config = read_config(ROOT / "config/domains.yaml", ROOT / "config/presets/fifth-domain.yaml")
     lock = read_lock(ROOT / config.testset.lock)
     assert {domain.test for domain in config.domains.values()} == set(lock)
     for path, frozen in lock.items():
