@@ -149,11 +149,6 @@ def test_training_is_seeded(base, trained, tmp_path):
         torch.testing.assert_close(again[name], value, rtol=0, atol=0)
 
 
-def test_layers_that_do_not_exist_are_refused(base, tmp_path):
-    with pytest.raises(TrainingError, match=r"train\.target_modules: \['q_proj'\] do not fit"):
-        train(base, tmp_path / "m", RECIPE.model_copy(update={"target_modules": ["q_proj"]}))
-
-
 def test_a_loss_that_is_no_number_stops_the_training_and_names_the_groups(base, tmp_path):
     recipe = RECIPE.model_copy(update={"learning_rate": 1e30, "warmup_share": 0.0, "max_grad_norm": 1e30})
     with pytest.raises(TrainingError, match=r"the loss is nan at step \d+ \(groups toy \w.*\)\. Lower train\.learning"):
@@ -253,7 +248,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(base, tmp
                str(tmp_path / "whole.parquet"), str(tmp_path / "killed"), str(state)]  # fmt: skip
 
     def last():
-        return max((int(path.parent.name[11:]) for path in state.glob("*/checkpoint-*/whole")), default=0)
+        return max((int(path.parent.name[11:]) for path in state.glob("*/checkpoint-*/whole.json")), default=0)
 
     random = np.random.default_rng()
     for _ in range(kills):
@@ -284,7 +279,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(base, tmp
 def test_checkpoints_of_other_settings_are_not_gone_on_from(base, tmp_path):
     state = tmp_path / "m.state" / "0123456789abcdef" / "checkpoint-1"
     state.mkdir(parents=True)
-    (state / "whole").touch()
+    (state / "whole.json").write_text("{}")
     _, metrics = train(base, tmp_path / "m", RECIPE.model_copy(update={"epochs": 1}))
     assert metrics["validation"][0]["step"] == 0
 
@@ -365,7 +360,7 @@ def test_weights_that_half_precision_cannot_hold_are_not_saved(base, tmp_path):
     [
         (["query", "valeu"], r"'valeu' is no linear layer of the base model\. Use some of \['dense', 'key', 'query'"),
         (["word_embeddings"], "'word_embeddings' is no linear layer"),
-        (["uery"], "'uery' is no linear layer"),
+        (["uery"], r"^train\.target_modules: 'uery' is no linear layer"),
     ],
 )
 def test_a_mistyped_layer_is_refused(base, tmp_path, targets, message):
