@@ -30,11 +30,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     made = verify(arguments.hybrid)["config"]
     detector, settings = read_detector(arguments.hybrid), Hybrid(**made["hybrid"])
-    models = {domain: settings.models.get(domain, domain) for domain in detector.domains}
-    models = {d: name for d, name in models.items() if Path(arguments.hybrid.parent, name, ADAPTER_FILES[0]).is_file()}
     model = load_model(BaseModelSource(**made["base"]), None)
-    # Peft takes no dots; the ids have none.
-    for name in sorted({*models.values(), settings.otherwise} - {"base"}):
+    for name in sorted({*made["models"].values(), settings.otherwise} - {"base"}):
         folder = arguments.hybrid.parent / name
         verify(folder, ADAPTER_FILES)
         model.load_adapter(str(folder), adapter_name=name)
@@ -56,7 +53,7 @@ def main() -> None:
         alone = time.perf_counter()
         said = detector.probabilities(encode(text, "base"))
         detected = time.perf_counter()
-        encode(text, routes(said, detector, settings, models)[0])
+        encode(text, routes(said, detector, settings, made["models"])[0])
         ended = time.perf_counter()
         for name, seconds in zip(took, (alone - started, ended - alone, detected - alone), strict=True):
             took[name].append(1000 * seconds)

@@ -178,6 +178,11 @@ def hybrid(wildcards):
     return settings.hybrids[wildcards.model].model_dump(mode="json")
 
 
+def hybrid_models(wildcards):
+    """Return the model of each domain that has one of its own."""
+    return settings.hybrid_models[wildcards.model]
+
+
 def get_hybrid_models(wildcards):
     """List the files of the models that a hybrid chooses from, the base model's aside."""
     names = {

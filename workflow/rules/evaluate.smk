@@ -70,7 +70,7 @@ use rule evaluate as evaluate_hybrid with:
         base=base_model,
         model="{model}",
         hybrid=hybrid,
-        models=lambda wildcards: settings.hybrid_models[wildcards.model],
+        models=hybrid_models,
         seed=settings.seed,
         code=stage_code("evaluate"),
     message:

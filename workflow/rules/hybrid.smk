@@ -16,6 +16,7 @@ rule hybrid:
         runtime=60,
     params:
         settings=hybrid,
+        models=hybrid_models,
         base=base_model,
         batch_size=settings.evaluate.batch_size,
         code=stage_code("hybrid"),

@@ -20,6 +20,7 @@ rule merge:
             mode="json"
         ),
         validation_groups=settings.train.validation_groups,
+        precision=settings.train.precision,
         most_lost=settings.train.most_lost_similarity,
         seed=settings.seed,
         base=base_model,

@@ -10,7 +10,7 @@ import torch
 
 from cachelora.config import BaseModelSource, Hybrid
 from cachelora.files import read_table, write_json
-from cachelora.hybrid import calibration_error, detector_metrics, fit_detector
+from cachelora.hybrid import calibration_error, detector_metrics, fit_detector, stacked
 from cachelora.job import logged
 from cachelora.manifest import write_manifest
 from cachelora.models import base_digest, encode_texts, load_model
@@ -35,20 +35,21 @@ if __name__ == "__main__":
         detector = fit_detector(**vectors, method=settings.detector)
         folder = Path(snakemake.output[0]).parent
         detector.save(folder)
-        said = {domain: detector.probabilities(found) for domain, found in vectors["validation"].items()}
-        true = np.repeat(np.arange(len(said)), [len(rows) for rows in said.values()])
+        held_out, labels = stacked(vectors["validation"])
+        said = detector.probabilities(held_out)
         metrics = {
             "validation": {
-                domain: detector_metrics(rows, number, settings.reject)
-                for number, (domain, rows) in enumerate(said.items())
+                domain: detector_metrics(said[labels == number], number, settings.reject)
+                for number, domain in enumerate(detector.domains)
             },
-            "calibration_error": calibration_error(np.concatenate([*said.values()]), true),
+            "calibration_error": calibration_error(said, labels),
         }
         for domain, found in metrics["validation"].items():
             logging.info("%s: %s", domain, found)
         write_json(folder / "metrics.json", metrics)
         config = {
             "hybrid": snakemake.params.settings,
+            "models": snakemake.params.models,
             "base": snakemake.params.base,
             "base_sha256": base_digest(base),
         }

@@ -12,7 +12,7 @@ from cachelora.job import logged
 from cachelora.manifest import write_manifest
 from cachelora.merge import merge_adapters
 from cachelora.models import base_digest, load_model
-from cachelora.train.validation import Validation, read_validation
+from cachelora.train.validation import Validation, read_validation, use_bfloat16
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -27,7 +27,7 @@ if __name__ == "__main__":
         model = load_model(base, None)
         most = snakemake.params.validation_groups
         triplets = {Path(path).stem: read_validation(path, most) for path in snakemake.input.triplets}
-        validate = Validation(triplets, bfloat16=False)
+        validate = Validation(triplets, use_bfloat16(snakemake.params.precision))
         most_lost, seed = snakemake.params.most_lost, snakemake.params.seed
         write_json(
             folder / "metrics.json", merge_adapters(model, adapters, settings, folder, validate, most_lost, seed)

@@ -34,7 +34,7 @@ from cachelora.files import replacing, sha256_of
 from cachelora.models import ADAPTER_FILES, ADAPTER_WEIGHTS, FULL_WEIGHTS, base_digest, load_model, save_adapter
 from cachelora.train.batches import BalancedSampler, GroupCollator, read_items
 from cachelora.train.trainer import WHOLE, GroupLoss, GroupTrainer, TellEpoch, last_checkpoint
-from cachelora.train.validation import BestCheckpoint, Clock, Validation, read_validation
+from cachelora.train.validation import BestCheckpoint, Clock, Validation, read_validation, use_bfloat16
 
 _log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def _train(training: Training, state: Path) -> dict[str, Any]:
     model = load_model(training.base, None, device=_device())
     # Examples for a model card that nobody reads; they would encode a thousand rows.
     model.model_card_data.generate_widget_examples = False
-    bfloat16 = _use_bfloat16(settings.precision)
+    bfloat16 = use_bfloat16(settings.precision)
     _quicken(model)
     base = copy.deepcopy(model) if settings.guided or "distillation" in settings.losses else None
     parameters = _choose_parameters(model, settings, bfloat16)
@@ -310,15 +310,6 @@ def _training_arguments(
     # With several, the trainer would spread one process over all of them.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
-
-
-def _use_bfloat16(precision: str) -> bool:
-    """Say whether the forward pass runs in bfloat16; ``auto`` does where the hardware multiplies in it."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _quicken(model: SentenceTransformer) -> None:

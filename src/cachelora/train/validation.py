@@ -76,6 +76,26 @@ def read_validation(path: str | Path, most_groups: int) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["anchor", "positive", "negative", "kind", "group"])
 
 
+def use_bfloat16(precision: str) -> bool:
+    """Say whether the forward pass runs in bfloat16.
+
+    Parameters
+    ----------
+    precision : str
+        ``float32``, ``bfloat16``, or ``auto``: where the hardware multiplies in it.
+
+    Returns
+    -------
+    bool
+        Whether it does.
+    """
+    if precision != "auto":
+        return precision == "bfloat16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def objective(metrics: Mapping[str, Any], base: Mapping[str, Any], most_lost: float) -> tuple[float, float, float]:
     """Return what checkpoints and settings are chosen by; the larger, the better.
 
