@@ -18,7 +18,7 @@ demo: .venv/demo.stamp
 	@echo "Adapters: results/models/   To deploy: results/deploy/   Logs: logs/"
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 data-check: .venv/demo.stamp
 	$(BIN)/cachelora data-check --configfile config/presets/fifth-domain.yaml

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 # No network at test time, also in the processes that the tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The tests run in several processes: threads of theirs would wait for one another in busy loops.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,7 +46,7 @@ class Workflow:
     def command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
         """Return the command line and environment of a run."""
         env = os.environ | {"PYTHONPATH": str(self.folder / "src")}
-        return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments], env
+        return [sys.executable, "-m", "snakemake", "--cores", "2", "--max-threads", "1", *arguments], env
 
     def run(self, *arguments: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
         """Run Snakemake, its output as one text in stdout."""
