@@ -143,7 +143,7 @@ def benchmark_markdown(
     false_hit_budget : float
         Budget of recall and hit ratio.
     repeats : mapping of str to sequence of str
-        Models that differ in nothing but the seed, by the first one's id.
+        Models that differ in nothing but seeds, by the first one's id.
 
     Returns
     -------

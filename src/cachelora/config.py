@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -542,11 +543,26 @@ class Config(_Section):
 
     @property
     def repeats(self) -> dict[str, list[str]]:
-        """The trained models that differ in nothing but the seed, by the id of the first."""
-        alike: dict[str, dict[int, str]] = {}
+        """The models that differ in nothing but seeds, their own or those of their parts, by the id of the first."""
+        alike: dict[str, dict[Hashable, str]] = {}
+        first: dict[str, str] = {}
+
+        def add(name: str, what: Any, which: Hashable) -> None:
+            names = alike.setdefault(json.dumps(what), {})
+            names.setdefault(which, name)
+            first[name] = next(iter(names.values()))
+
         for name, model in self.trained_models.items():
-            alike.setdefault(model.model_dump_json(exclude={"seed"}), {}).setdefault(model.seed, name)
-        groups = ([*by_seed.values()] for by_seed in alike.values())
+            add(name, model.model_dump(mode="json", exclude={"seed"}), model.seed)
+        for name, members in self.merged_models.items():
+            merge = self.merges[name].model_dump(mode="json", exclude={"models"})
+            merge["weights"] = {first[member]: weight for member, weight in merge["weights"].items()}
+            add(name, [merge, [first[member] for member in members]], tuple(members))
+        for name, by_domain in self.hybrid_models.items():
+            hybrid = self.hybrids[name].model_dump(mode="json", exclude={"models", "otherwise"})
+            models = [*by_domain.values(), self.hybrids[name].otherwise]
+            add(name, [hybrid, [*by_domain], [first.get(model, model) for model in models]], tuple(models))
+        groups = ([*names.values()] for names in alike.values())
         return {names[0]: names for names in groups if len(names) > 1}
 
     @property

@@ -182,6 +182,22 @@ def test_models_and_trials_fill_in_what_they_leave_out(config):
     # One seed twice, as joint and the model of an only domain are.
     config["models"]["same"] = {"domains": ["law"]}
     assert parse(config).repeats == {"law": ["law", "law-14", "law-15"]}
+    # And what is made of models that differ in their seeds; not with other weights or parts.
+    config["merges"] = {
+        "merge": {"method": "svd", "models": ["law", "joint"], "weights": {"law": 1.0}},
+        "merge-14": {"method": "svd", "models": ["law-14", "joint"], "weights": {"law-14": 1.0}},
+        "other": {"method": "svd", "models": ["law-15", "joint"], "weights": {"law-15": 0.9}},
+        "another": {"method": "svd", "models": ["law-15", "medical"], "weights": {"law-15": 1.0}},
+    }
+    config["hybrids"] = {
+        "hybrid": {},
+        "hybrid-14": {"models": {"law": "merge-14"}},
+        "mixed": {"models": {"law": "merge"}},
+        "hybrid-15": {"models": {"law": "law-15"}},
+    }
+    assert {first: names for first, names in parse(config).repeats.items() if first != "law"} == {
+        "merge": ["merge", "merge-14"], "hybrid-14": ["hybrid-14", "mixed"], "hybrid": ["hybrid", "hybrid-15"],
+    }  # fmt: skip
     trials = settings.trials
     assert [(name, trial.seed, trial.train.rank) for name, trial in trials.items()] == [
         ("sweep-001", 1, 2), ("sweep-002", 2, 2), ("sweep-003", 1, 4), ("sweep-004", 2, 4),
