@@ -25,8 +25,9 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=500, help="queries drawn of a file, at most")
     arguments = parser.parse_args()
     made = verify(arguments.hybrid)["config"]
-    detector, reject = read_detector(arguments.hybrid), Hybrid(**made["hybrid"]).reject
-    model = load_model(BaseModelSource(**made["base"]), None)
+    base = BaseModelSource(**made["base"])
+    detector, reject = read_detector(base, arguments.hybrid), Hybrid(**made["hybrid"]).reject
+    model = load_model(base, None)
     print("| file | queries | accuracy | mean probability | assigned | assigned wrongly | calibration error |")
     print("|---|---|---|---|---|---|---|")
     for named in arguments.file:

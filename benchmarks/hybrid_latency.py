@@ -29,8 +29,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     made = verify(arguments.hybrid)["config"]
-    detector, settings = read_detector(arguments.hybrid), Hybrid(**made["hybrid"])
-    model = load_model(BaseModelSource(**made["base"]), None)
+    base = BaseModelSource(**made["base"])
+    detector, settings = read_detector(base, arguments.hybrid), Hybrid(**made["hybrid"])
+    model = load_model(base, None)
     for name in sorted({*made["models"].values(), settings.otherwise} - {"base"}):
         folder = arguments.hybrid.parent / name
         verify(folder, ADAPTER_FILES)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cachelora.errors import ConfigError
 
@@ -46,6 +46,23 @@ def _check_source(source: str) -> str:
 Name = Annotated[str, AfterValidator(_check_name)]
 FreeName = Annotated[str, AfterValidator(_check_free_name)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_number(value: Any) -> Any:
+    """Refuse true and false; pydantic takes them for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number: give it a value, not whether")
+    return value
+
+
+def _listed_value(value: Any) -> Any:
+    """Make a list of a single value."""
+    return value if isinstance(value, list) else [value]
+
+
+# Far beyond any use, and far from what a square would make infinite.
+Weight = Annotated[float, Field(ge=-1e6, le=1e6), BeforeValidator(_check_number)]
+Density = Annotated[float, Field(gt=0, le=1), BeforeValidator(_check_number)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -285,6 +302,13 @@ class Model(_Section):
     seed: int | None = Field(None, ge=0, le=2**32 - 1, description="Its seed; default: the one above.")
     train: dict[str, Any] = Field({}, description="What differs from the section `train`.")
 
+    @model_validator(mode="after")
+    def _check_replay(self) -> "Model":
+        """Refuse a replay of nothing."""
+        if self.start is None and "replay" in self.model_fields_set:
+            raise ValueError("there is nothing to replay: set `start` too, or remove `replay`")
+        return self
+
 
 class Sweep(_Section):
     """A search for settings: a training for each combination, compared on the validation split alone."""
@@ -334,6 +358,9 @@ class TrainedModel(BaseModel):
     start: str | None = None
     replayed: dict[str, float] = {}
 
+    forgotten: list[str] = []
+    """Domains that the model it goes on from has seen, and it does not see again."""
+
     @property
     def all_domains(self) -> list[str]:
         """The domains whose triplets it sees, and on whose validation split its checkpoint is chosen."""
@@ -349,19 +376,29 @@ class Merge(_Section):
     models: list[str] | None = Field(
         None, min_length=1, description="The adapters, by model id; default: those of the domains."
     )
-    weight: float | Annotated[list[float], Field(min_length=1)] = Field(
-        0.5, description="Weight of each adapter in the sum, the same for all."
-    )
-    weights: dict[str, float] = Field({}, description="Weights of single adapters, by model id, in its place.")
-    factors: list[Annotated[float, Field(gt=0)]] = Field(
+    weight: Annotated[
+        list[Weight], Field(min_length=1), BeforeValidator(_listed_value, json_schema_input_type=Weight | list[Weight])
+    ] = Field([0.5], description="Weight of each adapter in the sum, the same for all; or several to choose from.")
+    weights: dict[str, Weight] = Field({}, description="Weights of single adapters, by model id, in its place.")
+    factors: list[Annotated[float, Field(gt=0, le=1e6), BeforeValidator(_check_number)]] = Field(
         [],
         description="Multiples of the weight that are tried for one adapter after the other, once the rest is chosen.",
     )
-    density: (
-        Annotated[float, Field(gt=0, le=1)] | Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
-    ) = Field(0.5, description="Share of an update's values that `ties`, `dare_ties` and `magnitude_prune` keep.")
+    density: Annotated[
+        list[Density],
+        Field(min_length=1),
+        BeforeValidator(_listed_value, json_schema_input_type=Density | list[Density]),
+    ] = Field(
+        [0.5],
+        description="Share of an update's values that `ties`, `dare_ties` and `magnitude_prune` keep; or several to "
+        "choose from.",
+    )
     rank: int | None = Field(
-        None, ge=1, description="Rank of the result; default: the largest of the adapters, for `cat` their sum."
+        None,
+        ge=1,
+        le=4096,
+        description="Rank of the result, at most that of the smallest layer; default: the largest of the adapters, for "
+        "`cat` their sum.",
     )
 
     @model_validator(mode="after")
@@ -464,10 +501,9 @@ class Config(_Section):
         if not adapters and not self.merges:
             raise ConfigError("deploy.model", "every model is trained in full", "Set train.full only in models.*")
         if self.deploy.model not in [*adapters, *self.merges]:
+            hybrid = "is a hybrid, and not one model" if self.deploy.model in self.hybrids else "is unknown"
             raise ConfigError(
-                "deploy.model",
-                f"unknown model '{self.deploy.model}'",
-                f"Use one of {_listed([*adapters, *self.merges])}",
+                "deploy.model", f"'{self.deploy.model}' {hybrid}", f"Use one of {_listed([*adapters, *self.merges])}"
             )
         # Refuses what the trainings of a sweep would.
         seen: dict[str, str] = {}
@@ -478,10 +514,17 @@ class Config(_Section):
 
     def _check_merges(self, adapters: list[str]) -> None:
         """Check that merges name adapters."""
+        trained = self.trained_models
         for name, merge in self.merges.items():
             members = self.merged_models[name]
-            if full := [member for member in members if member in self.trained_models and member not in adapters]:
-                raise ConfigError(f"merges.{name}", f"{full[0]} is trained in full", "Set train.full only in models.*")
+            if full := [member for member in members if member in trained and member not in adapters]:
+                raise ConfigError(
+                    f"merges.{name}", f"{full[0]} is trained in full, and has no adapter", "Merge others, by `models`"
+                )
+            if merges := [member for member in members if member in self.merges]:
+                raise ConfigError(
+                    f"merges.{name}.models", f"'{merges[0]}' is a merge itself", "Merge the adapters that it is made of"
+                )
             for key, given, known in (("models", members, adapters), ("weights", merge.weights, members)):
                 if unknown := [member for member in given if member not in known]:
                     raise ConfigError(
@@ -491,6 +534,17 @@ class Config(_Section):
                 raise ConfigError(
                     f"merges.{name}.models", "an adapter stands twice in it", "Give it more weight instead"
                 )
+            for key in ("rank", "target_modules") if merge.method == "linear" else ("target_modules",):
+                values = {member: getattr(trained[member].train, key) for member in members}
+                first = values[members[0]]
+                for member, value in values.items():
+                    if (set(value) != set(first)) if isinstance(value, list) else value != first:
+                        raise ConfigError(
+                            f"merges.{name}",
+                            f"`{merge.method}` needs adapters of the same {key}, and {members[0]} has {first}, "
+                            f"{member} {value}",
+                            "Merge adapters of one recipe",
+                        )
 
     def _check_hybrids(self) -> None:
         """Check that hybrids name domains and models."""
@@ -527,17 +581,18 @@ class Config(_Section):
         for name, model in self.models.items():
             domains = self._known_domains(model.domains, f"models.{name}.domains")
             train = self._train_with(model.train, f"models.{name}.train")
-            replayed = {}
+            before: list[str] = []
             if model.start is not None:
                 _check_start(f"models.{name}", model.start, train, found)
-                before = found[model.start].all_domains
-                replayed = {domain: model.replay for domain in before if domain not in domains and model.replay}
+                seen = [*found[model.start].all_domains, *found[model.start].forgotten]
+                before = [domain for domain in seen if domain not in domains]
             found[name] = TrainedModel(
                 domains=domains,
                 seed=self.seed if model.seed is None else model.seed,
                 train=train,
                 start=model.start,
-                replayed=replayed,
+                replayed=dict.fromkeys(before, model.replay) if model.replay else {},
+                forgotten=[] if model.replay else before,
             )
         return found
 
@@ -595,6 +650,8 @@ class Config(_Section):
         for name in domains or []:
             if name not in self.domains:
                 raise ConfigError(key, f"unknown domain '{name}'", f"Use some of {_listed(self.domains)}")
+        if len(set(domains or [])) < len(domains or []):
+            raise ConfigError(key, "a domain stands twice in it", "Leave one of the two out")
         return domains or self.pool
 
     def _train_with(self, changes: dict[str, Any], key: str) -> Train:
@@ -657,7 +714,9 @@ def _check_start(key: str, start: str, train: Train, found: dict[str, TrainedMod
     if before.full or train.full:
         raise ConfigError(f"{key}.start", "a full fine-tune has no adapter to go on from", "Use adapters")
     for name in ("rank", "alpha", "target_modules"):
-        if (mine := getattr(train, name)) != (theirs := getattr(before, name)):
+        mine, theirs = getattr(train, name), getattr(before, name)
+        # Of layers, the order says nothing.
+        if (set(mine) != set(theirs)) if isinstance(mine, list) else mine != theirs:
             raise ConfigError(f"{key}.train.{name}", f"{mine}, and {start} has {theirs}", "Make them the same")
 
 

@@ -13,16 +13,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_softmax
 
 from cachelora.config import BaseModelSource, Hybrid
 from cachelora.errors import InputError
 from cachelora.files import read_json, replacing, write_json
-from cachelora.manifest import verify
-from cachelora.models import encode_texts, load_model, score_triplets
+from cachelora.models import (
+    DETECTOR_FILES,
+    DETECTOR_WEIGHTS,
+    encode_texts,
+    load_model,
+    remove_other_models,
+    score_triplets,
+    verify_adapter,
+)
 
-DETECTOR_WEIGHTS = "detector.safetensors"
-DETECTOR_FILES = (DETECTOR_WEIGHTS, "detector.json")
 _BINS = 15
 
 
@@ -114,6 +119,7 @@ class Detector:
 
         # Safetensors writes an array that lies in memory by columns as if it lay by rows.
         arrays = {name: np.ascontiguousarray(value) for name, value in (("weights", self.weights), ("bias", self.bias))}
+        remove_other_models(folder, DETECTOR_FILES)
         with replacing(Path(folder, DETECTOR_WEIGHTS)) as temporary:
             temporary.write_bytes(save(arrays))
         write_json(Path(folder, "detector.json"), {"domains": self.domains})
@@ -133,7 +139,9 @@ def fit_detector(train: Mapping[str, np.ndarray], validation: Mapping[str, np.nd
     -------
     Detector
         The fitted detector. The temperature, at which the validation queries' log-likelihood is highest, is in its
-        weights.
+        weights. A query of a domain that has n of them counts as one of it with the probability (n + 1) / (n + 2)
+        (Platt 1999, "Probabilistic outputs for support vector machines"), and as one of another domain otherwise, or
+        a few queries that are all told apart would make it certain of everything.
 
     Raises
     ------
@@ -150,11 +158,13 @@ def fit_detector(train: Mapping[str, np.ndarray], validation: Mapping[str, np.nd
     weights, bias = DETECTORS[method](vectors, labels, len(domains))
     held_out, true = stacked(validation)
     logits = held_out @ weights.T + bias
-    each = (1 / np.bincount(true))[true]
+    counts = np.bincount(true)
+    each, sure = (1 / counts)[true], ((counts + 1) / (counts + 2))[true]
+    wanted = np.repeat(((1 - sure) / (len(domains) - 1))[:, None], len(domains), axis=1)
+    wanted[np.arange(len(true)), true] = sure
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        return float((each * (logsumexp(scaled, axis=1) - scaled[np.arange(len(true)), true])).sum())
+        return -float((each[:, None] * wanted * log_softmax(logits / np.exp(log_temperature), axis=1)).sum())
 
     temperature = float(np.exp(minimize_scalar(loss, bounds=(-7, 7), method="bounded").x))
     return Detector(domains, (weights / temperature).astype(np.float32), (bias / temperature).astype(np.float32))
@@ -178,11 +188,13 @@ def stacked(vectors: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([*vectors.values()]), np.repeat(np.arange(len(vectors)), [len(v) for v in vectors.values()])
 
 
-def read_detector(folder: str | Path) -> Detector:
+def read_detector(base: BaseModelSource, folder: str | Path) -> Detector:
     """Read a detector.
 
     Parameters
     ----------
+    base : BaseModelSource
+        The base model, on whose embeddings it was fitted.
     folder : str or Path
         What :meth:`Detector.save` wrote, with its manifest, which is verified.
 
@@ -193,12 +205,12 @@ def read_detector(folder: str | Path) -> Detector:
 
     Raises
     ------
-    DamagedError
-        As :func:`cachelora.manifest.verify`.
+    ModelError, DamagedError
+        As :func:`cachelora.models.verify_adapter`.
     """
     from safetensors.numpy import load_file
 
-    verify(folder, DETECTOR_FILES)
+    verify_adapter(base, folder, DETECTOR_FILES)
     arrays = load_file(Path(folder, DETECTOR_WEIGHTS))
     return Detector(tuple(read_json(Path(folder, "detector.json"))["domains"]), arrays["weights"], arrays["bias"])
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from sentence_transformers import SentenceTransformer
 
-from cachelora.config import Merge
+from cachelora.config import BaseModelSource, Merge
 from cachelora.errors import ModelError
-from cachelora.manifest import verify
-from cachelora.models import ADAPTER_FILES, save_adapter
+from cachelora.models import check_all_loaded, load_model, save_adapter, verify_adapter
 from cachelora.train.validation import objective
 
 _log = logging.getLogger(__name__)
@@ -112,20 +112,20 @@ def _combine(tuner: PeftModel, weights: Mapping[str, float], how: str, **options
 
 
 def merge_adapters(
-    model: SentenceTransformer,
+    base: BaseModelSource,
     adapters: Mapping[str, str | Path],
     settings: Merge,
     folder: str | Path,
     validate: Callable[[SentenceTransformer], Mapping[str, float]],
     most_lost: float,
     seed: int,
-) -> dict[str, Any]:
+) -> tuple[SentenceTransformer, dict[str, Any]]:
     """Merge adapters of one base model, with the weights that are best on validation, and save the result.
 
     Parameters
     ----------
-    model : SentenceTransformer
-        The base model, without an adapter; afterwards it holds the merged one, in use.
+    base : BaseModelSource
+        The base model.
     adapters : mapping of str to (str or Path)
         Folders of the adapters, by model id; each is verified first.
     settings : Merge
@@ -141,19 +141,23 @@ def merge_adapters(
 
     Returns
     -------
-    dict
+    model : SentenceTransformer
+        The base model with the merged adapter in use.
+    found : dict
         The ``weights`` and the ``density`` that were chosen (which some methods do not use), their ``validation``
         metrics, those of the ``base`` model, and all that was ``tried``.
 
     Raises
     ------
     DamagedError
-        If an adapter is not what its manifest says.
+        If an adapter is not what its manifest says, or not an adapter of the base model.
     ModelError
         If the adapters do not fit one another, or the result is not finite.
     """
-    manifests = {name: verify(path, ADAPTER_FILES) for name, path in adapters.items()}
-    base = dict(validate(model))
+    for path in adapters.values():
+        verify_adapter(base, path)
+    model = load_model(base, None)
+    before = dict(validate(model))
     # Names of our own: peft puts them into module dictionaries, where not every model id would do.
     inner = {name: f"adapter_{number}" for number, name in enumerate(adapters)}
     tuner: PeftModel | None = None
@@ -162,9 +166,13 @@ def merge_adapters(
             tuner = PeftModel.from_pretrained(model.transformers_model, str(path), adapter_name=inner[name])
         else:
             tuner.load_adapter(str(path), adapter_name=inner[name])
-    _check_fit(tuner, adapters, manifests, inner, settings.method)
+        check_all_loaded(model, path, inner[name])
+    _check_fit(tuner, adapters, inner, settings.method)
     ranks = [tuner.peft_config[name].r for name in inner.values()]
     rank = settings.rank or (sum(ranks) if settings.method == "cat" else max(ranks))
+    if settings.method != "cat" or rank < sum(ranks):
+        # A matrix has no higher rank than rows or columns.
+        rank = min(rank, _smallest_layer(tuner))
 
     tried: list[dict[str, Any]] = []
 
@@ -173,8 +181,12 @@ def merge_adapters(
         _merge(tuner, named, settings.method, density, rank, seed)
 
     def attempt(weights: dict[str, float], density: float) -> dict[str, Any]:
-        merge(weights, density)
-        metrics = dict(validate(model))
+        try:
+            merge(weights, density)
+        except torch.linalg.LinAlgError:
+            metrics = {"margin": math.nan}
+        else:
+            metrics = dict(validate(model))
         if not math.isfinite(metrics["margin"]):
             raise ModelError(str(folder), f"with weights {weights} the embeddings are not numbers", "Lower them")
         _log.info("weights %s, density %s: AP %.4f, margin %.4f", weights, density, metrics["ap"], metrics["margin"])
@@ -182,19 +194,29 @@ def merge_adapters(
         return tried[-1]
 
     def score(entry: Mapping[str, Any]) -> tuple[float, float, float]:
-        return objective(entry["validation"], base, most_lost)
+        return objective(entry["validation"], before, most_lost)
 
     best = max([attempt(weights, density) for weights, density in _grid(settings, adapters)], key=score)
     for name in adapters if settings.factors else ():
         others = [best["weights"] | {name: best["weights"][name] * factor} for factor in settings.factors]
         best = max([best, *(attempt(weights, best["density"]) for weights in others)], key=score)
+    if score(best) < objective(before, before, most_lost):
+        _log.warning("no merge was better than the base model: look at the adapters and the weights")
     if best is not tried[-1]:
         merge(best["weights"], best["density"])
     weights = get_peft_model_state_dict(tuner, adapter_name=MERGED, save_embedding_layers=False)
     if not all(bool(value.isfinite().all()) for value in weights.values()):
         raise ModelError(str(folder), "the merged weights are not all numbers", "Lower the weights of the merge")
     save_adapter(weights, tuner.peft_config[MERGED], _bases(tuner, inner.values()).pop(), folder)
-    return {**best, "base": base, "tried": tried}
+    return model, {**best, "base": before, "tried": tried}
+
+
+def _smallest_layer(tuner: PeftModel) -> int:
+    """Return the smaller dimension of the smallest layer that has an update."""
+    sizes = (
+        min(module.in_features, module.out_features) for module in tuner.modules() if isinstance(module, LoraLayer)
+    )
+    return min(sizes)
 
 
 def _merge(tuner: PeftModel, weights: Mapping[str, float], method: str, density: float, rank: int, seed: int) -> None:
@@ -210,10 +232,13 @@ def _merge(tuner: PeftModel, weights: Mapping[str, float], method: str, density:
 
 def _grid(settings: Merge, names: Iterable[str]) -> Iterator[tuple[dict[str, float], float]]:
     """Go through the common weights and densities to try."""
-    densities = settings.density if isinstance(settings.density, list) else [settings.density]
-    for weight in settings.weight if isinstance(settings.weight, list) else [settings.weight]:
-        for density in densities if settings.method in _PRUNE else densities[:1]:
-            yield {name: settings.weights.get(name, weight) for name in names}, density
+    done = []
+    for weight in settings.weight:
+        for density in settings.density if settings.method in _PRUNE else settings.density[:1]:
+            weights = {name: settings.weights.get(name, weight) for name in names}
+            if (weights, density) not in done:
+                done.append((weights, density))
+                yield weights, density
 
 
 def _bases(tuner: PeftModel, names: Iterable[str]) -> set[str]:
@@ -221,23 +246,11 @@ def _bases(tuner: PeftModel, names: Iterable[str]) -> set[str]:
     return {tuner.peft_config[name].base_model_name_or_path for name in names}
 
 
-def _check_fit(
-    tuner: PeftModel,
-    adapters: Mapping[str, str | Path],
-    manifests: Mapping[str, Mapping[str, Any]],
-    inner: Mapping[str, str],
-    method: str,
-) -> None:
+def _check_fit(tuner: PeftModel, adapters: Mapping[str, str | Path], inner: Mapping[str, str], method: str) -> None:
     """Refuse adapters that cannot be added up."""
     configs = [tuner.peft_config[name] for name in inner.values()]
-    weights = {
-        config["base_sha256"]
-        for manifest in manifests.values()
-        if isinstance(config := manifest.get("config"), dict) and config.get("base_sha256")
-    }
     differing = {
         "base models": _bases(tuner, inner.values()),
-        "weights of the base model": weights,
         "target modules": {" ".join(sorted(config.target_modules)) for config in configs},
         "ranks": {config.r for config in configs} if method == "linear" else set(),
     }

@@ -1,8 +1,8 @@
 """Base models and the adapters on them: finding, checking, loading, encoding."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapter_config.json")
 FULL_WEIGHTS = "model.safetensors"
+DETECTOR_WEIGHTS = "detector.safetensors"
+DETECTOR_FILES = (DETECTOR_WEIGHTS, "detector.json")
 # Of the names that peft gives inside its own wrapper; a model that holds its adapter itself lacks it.
 _PEFT_PREFIX = "base_model.model."
 
@@ -150,13 +152,7 @@ def load_model(
             str(adapter), "it holds an adapter and a full fine-tune: one of them is old", "Delete it and run again"
         )
     if adapter is not None:
-        config = verify(adapter, (FULL_WEIGHTS,) if full else ADAPTER_FILES).get("config")
-        trained_on = config.get("base_sha256") if isinstance(config, dict) else None
-        # An adapter fits any model of its base's shape, and makes nonsense of it.
-        if trained_on not in (None, sha256_of(folder / "model.safetensors")):
-            raise DamagedError(
-                str(adapter), f"it was trained on other weights than those of {settings.source}", "Use its base model"
-            )
+        verify_adapter(settings, adapter, (FULL_WEIGHTS,) if full else ADAPTER_FILES)
     from safetensors.torch import load_file
     from sentence_transformers import SentenceTransformer
 
@@ -174,7 +170,7 @@ def load_model(
                 model.transformers_model.load_state_dict(load_file(Path(adapter, FULL_WEIGHTS)))
             else:
                 model.load_adapter(str(adapter))
-                _check_all_loaded(model, Path(adapter, ADAPTER_WEIGHTS))
+                check_all_loaded(model, adapter)
         except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
             first = str(error).strip().partition("\n")[0]
             raise DamagedError(
@@ -183,16 +179,85 @@ def load_model(
     return model
 
 
-def _check_all_loaded(model: "SentenceTransformer", path: Path) -> None:
-    """Refuse an adapter file with other weights than the model's adapter: peft leaves out the ones and the others."""
+def verify_adapter(
+    settings: BaseModelSource, folder: str | Path, required: Sequence[str] = ADAPTER_FILES
+) -> dict[str, Any]:
+    """Check that a folder is what its manifest says, and made of the base model.
+
+    Parameters
+    ----------
+    settings : BaseModelSource
+        The base model.
+    folder : str or Path
+        A model folder.
+    required : sequence of str
+        As :func:`cachelora.manifest.verify`.
+
+    Returns
+    -------
+    dict
+        The manifest.
+
+    Raises
+    ------
+    ModelError, DamagedError
+        As :func:`base_folder` and :func:`cachelora.manifest.verify`; also if the manifest names other weights of the
+        base model.
+    """
+    manifest = verify(folder, required)
+    config = manifest.get("config")
+    made_of = config.get("base_sha256") if isinstance(config, dict) else None
+    # An adapter fits any model of its base's shape, and makes nonsense of it.
+    if made_of not in (None, base_digest(settings)):
+        raise DamagedError(
+            str(folder), f"it was trained on other weights than those of {settings.source}", "Use its base model"
+        )
+    return manifest
+
+
+def check_all_loaded(model: "SentenceTransformer", folder: str | Path, name: str = "default") -> None:
+    """Check that a model has taken all weights of an adapter: peft leaves out what is missing, and what is too much.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        The model, with the adapter.
+    folder : str or Path
+        The adapter's folder.
+    name : str
+        What the model calls the adapter.
+
+    Raises
+    ------
+    DamagedError
+        If it has not.
+    """
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as weights:
-        given = {name.removeprefix(_PEFT_PREFIX) for name in weights.keys()}  # noqa: SIM118
-    network = model.transformers_model
-    wanted = {name.replace(".default", "") for name, _ in network.named_parameters() if "lora_" in name}
+    with safe_open(Path(folder, ADAPTER_WEIGHTS), framework="pt") as weights:
+        given = {weight.removeprefix(_PEFT_PREFIX) for weight in weights.keys()}  # noqa: SIM118
+    parameters = (parameter for parameter, _ in model.transformers_model.named_parameters())
+    wanted = {parameter.replace(f".{name}", "") for parameter in parameters if f".{name}." in f"{parameter}."}
     if given != wanted:
-        raise ValueError(f"{len(given ^ wanted)} of its weights are missing, or for other layers")
+        raise DamagedError(
+            str(folder),
+            f"{len(given ^ wanted)} of its weights are missing, or for other layers",
+            "Use the base model it was trained on",
+        )
+
+
+def remove_other_models(folder: str | Path, keep: Sequence[str]) -> None:
+    """Remove the files of models of other kinds: the model may have been another under the same name.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A model folder.
+    keep : sequence of str
+        The files of the model's kind.
+    """
+    for name in {*ADAPTER_FILES, FULL_WEIGHTS, *DETECTOR_FILES} - {*keep}:
+        Path(folder, name).unlink(missing_ok=True)
 
 
 def _check_weights_fit(model: "SentenceTransformer", folder: Path, source: str) -> None:
@@ -287,8 +352,7 @@ def save_adapter(
         f"{_PEFT_PREFIX}{name.removeprefix(_PEFT_PREFIX)}": value.detach().cpu().contiguous()
         for name, value in weights.items()
     }
-    # A full fine-tune may have had this name before.
-    (folder / FULL_WEIGHTS).unlink(missing_ok=True)
+    remove_other_models(folder, ADAPTER_FILES)
     # Not save_file: its files can be read by their owner only.
     with replacing(folder / ADAPTER_WEIGHTS) as temporary:
         temporary.write_bytes(save(named, metadata={"format": "pt"}))

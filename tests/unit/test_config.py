@@ -53,8 +53,17 @@ DOMAIN = {"queries": "q.jsonl", "recording": "r.jsonl"}
         ("merges/m", {"method": "svd", "models": ["tax"]}, r"^merges\.m\.models: unknown adapter 'tax'\. Use some of "),
         ("merges/m", {"method": "svd", "models": ["law", "law"]}, r"^merges\.m\.models: an adapter stands twice in it"),
         ("merges/m", {"method": "svd", "weights": {"joint": 1}}, r"^merges\.m\.weights: unknown adapter 'joint'"),
-        ("merges/m", {"method": "ties", "density": [0.5, 0]}, r"^merges\.m\.density"),
-        ("merges/m", {"method": "svd", "weight": []}, r"^merges\.m\.weight"),
+        ("merges/m", {"method": "ties", "density": [0.5, 0]}, r"^merges\.m\.density\.1: 0 is not allowed\. .* greater"),
+        ("merges/m", {"method": "ties", "density": 0}, r"^merges\.m\.density\.0: 0 is not allowed\. Input"),
+        ("merges/m", {"method": "svd", "weight": []}, r"^merges\.m\.weight: \[\] is not allowed"),
+        ("merges/m", {"method": "svd", "weight": [0.5, True]}, r"^merges\.m\.weight\.1: true is no number\. Give it"),
+        ("merges/m", {"method": "svd", "weight": float("inf")}, r"^merges\.m\.weight\.0: Infinity is not allowed"),
+        ("merges/m", {"method": "svd", "weights": {"law": False}}, r"^merges\.m\.weights\.law: false is no number"),
+        ("merges/m", {"method": "svd", "weight": 1e30}, r"^merges\.m\.weight\.0: 1e\+30 is not allowed"),
+        ("merges/m", {"method": "svd", "rank": 10**11}, r"^merges\.m\.rank: 10+ is not allowed"),
+        ("merges/m", {"method": "svd", "models": ["merge-svd"]}, r"^merges\.m\.models: 'merge-svd' is a merge itself"),
+        ("models/m", {"replay": 0.5}, r"^models\.m: there is nothing to replay\. Set `start` too"),
+        ("models/m", {"domains": ["law", "law"]}, r"^models\.m\.domains: a domain stands twice"),
         ("domains", {"a": DOMAIN | {"adapter": False}}, r"^domains: none of them gets an adapter"),
         ("domains/law/adapter", "maybe", r'^domains\.law\.adapter: "maybe" is not allowed'),
         ("models/law", {}, r"^models\.law: there is a domain or model of this name"),
@@ -93,7 +102,7 @@ DOMAIN = {"queries": "q.jsonl", "recording": "r.jsonl"}
         ("train/losses", {"triplet": 1}, r"^train\.losses\.triplet"),
         ("train/processes", 3, r"^train: batch_size 8 cannot be shared by 3 processes"),
         ("train/full", True, r"^merges\.merge-svd: medical is trained in full"),
-        ("deploy/model", "x", r"^deploy\.model: unknown model 'x'\. Use one of medical"),
+        ("deploy/model", "x", r"^deploy\.model: 'x' is unknown\. Use one of medical"),
         ("train/rank", "many", r'^train\.rank: "many" is not allowed'),
         ("train/rank", 0, r"^train\.rank: 0 is not allowed"),
         ("train/rank", 10**30, r"^train\.rank: 10+ is not allowed"),
@@ -130,6 +139,36 @@ def test_mistakes_are_named_by_key(config, path, value, message):
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("recipe", "method", "message"),
+    [
+        (
+            {"rank": 8},
+            "linear",
+            r"^merges\.m: `linear` needs adapters of the same rank, and law has 7, other 8\.",
+        ),
+        ({"target_modules": ["query"]}, "svd", r"^merges\.m: `svd` needs adapters of the same target_modules, and law"),
+        ({"full": True}, "svd", r"^merges\.m: other is trained in full, and has no adapter\. Merge others"),
+        ({"rank": 8}, "svd", None),
+        ({"target_modules": ["dense", "value", "key", "query"]}, "linear", None),
+    ],
+)
+def test_adapters_that_cannot_be_merged_are_known_before_they_are_trained(config, recipe, method, message):
+    config["models"] = {"other": {"domains": ["law"], "train": recipe}}
+    config["merges"] = {"m": {"method": method, "models": ["law", "other"]}}
+    if message is None:
+        assert parse(config).merged_models == {"m": ["law", "other"]}
+        return
+    with pytest.raises(ConfigError, match=message):
+        parse(config)
+
+
+def test_a_hybrid_is_not_deployed(config):
+    config["hybrids"] = {"h": {}}
+    with pytest.raises(ConfigError, match=r"^deploy\.model: 'h' is a hybrid, and not one model\. Use one of medical"):
+        parse(change(config, "deploy/model", "h"))
+
+
 def test_a_deployed_model_needs_an_adapter(config):
     config["train"] = {"full": True}
     config["merges"] = {}
@@ -161,6 +200,11 @@ def test_what_is_added_is_trained_on_only_where_it_is_named(config):
     assert models["on"].replayed == dict.fromkeys(pool, 0.5)
     assert models["further"].replayed == dict.fromkeys(["tax", *pool], 0.25)
     assert models["alone"].all_domains == ["banking"]
+    # Also what was not replayed in between.
+    chain = change(config, "models/forgetful", {"start": "joint", "domains": ["tax"], "replay": 0})
+    chain = change(chain, "models/again", {"start": "forgetful", "domains": ["banking"]})
+    assert parse(chain).trained_models["forgetful"].all_domains == ["tax"]
+    assert parse(chain).trained_models["again"].replayed == dict.fromkeys(["tax", *pool], 0.25)
     assert settings.before("law") == settings.before("tax") == pool
     assert settings.before("banking") == [*pool, "tax"]
     assert settings.merged_models["two"] == ["joint", "tax"]

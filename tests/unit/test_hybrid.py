@@ -83,6 +83,16 @@ def test_the_probabilities_are_as_sure_as_they_are_right(sharpness):
     assert calibration_error(everything, np.repeat([0, 1], 4000)) < 0.03
 
 
+@pytest.mark.parametrize("method", DETECTORS)
+def test_a_few_queries_that_are_all_told_apart_make_nothing_certain(vectors, method):
+    train, validation = halves(vectors, ["medical", "law"])
+    detector = fit_detector(train, validation, method)
+    assert (detector.probabilities(validation["law"]).argmax(axis=1) == 1).all()
+    # Four queries of four count as five in six.
+    assert 0.6 < detector.probabilities(np.concatenate([*validation.values()])).max(axis=1).mean() < 0.85
+    assert detector.probabilities(vectors["programming"]).max(axis=1).mean() < 0.85
+
+
 def test_the_calibration_error_by_hand():
     # Two queries at .9, one of them right; two at .6, both right.
     said = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
@@ -99,19 +109,23 @@ def test_what_is_not_assigned_is_not_assigned_wrongly(rows, reject):
     assert detector_metrics(said, 1, 0.0)["assigned"] == 1
 
 
-def test_a_detector_is_written_and_read(vectors, tmp_path):
+def test_a_detector_is_written_and_read(vectors, base, tmp_path):
     detector = fit_detector(*halves(vectors), "logistic")
     detector.save(tmp_path)
     with pytest.raises(DamagedError, match="not finished"):
-        read_detector(tmp_path)
+        read_detector(base, tmp_path)
     write_manifest(tmp_path, {}, [], 0.0)
-    again = read_detector(tmp_path)
+    again = read_detector(base, tmp_path)
+    write_manifest(tmp_path, {"base_sha256": "0" * 64}, [], 0.0)
+    with pytest.raises(DamagedError, match="other weights"):
+        read_detector(base, tmp_path)
+    write_manifest(tmp_path, {}, [], 0.0)
     assert again.domains == detector.domains
     np.testing.assert_array_equal(again.probabilities(vectors["law"]), detector.probabilities(vectors["law"]))
     weights = tmp_path / "detector.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
     with pytest.raises(DamagedError, match="SHA-256"):
-        read_detector(tmp_path)
+        read_detector(base, tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["train", "validation", "others"])

@@ -470,9 +470,8 @@ def validated(model):
 
 
 def merge(base, adapters, settings, folder, validate=validated):
-    model = load_model(base, None)
     started = time.monotonic()
-    found = merge_adapters(model, adapters, settings, folder, validate, most_lost=0.05, seed=3)
+    model, found = merge_adapters(base, adapters, settings, folder, validate, most_lost=0.05, seed=3)
     write_manifest(folder, {}, [], started)
     return model, found
 
@@ -590,23 +589,69 @@ def test_adapters_that_do_not_fit_are_not_merged(base, trained, tmp_path, change
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("where", ["config", "manifest"])
-def test_adapters_of_another_base_model_are_not_merged(base, trained, tmp_path, where):
+def test_adapters_of_another_base_model_are_not_merged(base, trained, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(trained[2], tmp_path / name)
-        file = tmp_path / name / "adapter_config.json"
-        if where == "config" and name == "b":
+        if name == "b":
+            file = tmp_path / name / "adapter_config.json"
             file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "another"}))
-        write_manifest(tmp_path / name, {"base_sha256": name} if where == "manifest" else {}, [], 0.0)
-    what = "base models: another, " if where == "config" else "weights of the base model: a, b"
-    with pytest.raises(ModelError, match=f"the adapters have different {what}"):
+        write_manifest(tmp_path / name, {}, [], 0.0)
+    with pytest.raises(ModelError, match="the adapters have different base models: another, "):
         merge(base, {"a": tmp_path / "a", "b": tmp_path / "b"}, Merge(method="svd"), tmp_path / "m")
 
 
-def test_a_merge_that_is_no_number_is_not_saved(base, trained, tmp_path):
-    with pytest.raises(ModelError, match=r"not all numbers\. Lower the weights of the merge"):
-        merge(base, {"a": trained[2], "b": trained[2]}, Merge(method="cat", weight=1e300), tmp_path / "m")
+def test_adapters_of_other_weights_than_the_base_models_are_not_merged(base, trained, tmp_path):
+    shutil.copytree(trained[2], tmp_path / "a")
+    write_manifest(tmp_path / "a", {"base_sha256": "0" * 64}, [], 0.0)
+    with pytest.raises(DamagedError, match="it was trained on other weights"):
+        merge(base, {"a": tmp_path / "a"}, Merge(method="svd"), tmp_path / "m")
+
+
+def test_an_adapter_that_lacks_weights_is_not_merged(base, trained, other_adapter, tmp_path):
+    shutil.copytree(trained[2], tmp_path / "b")
+    file = tmp_path / "b" / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if ".layer.0." not in name}, file)
+    write_manifest(tmp_path / "b", {}, [], 0.0)
+    with pytest.raises(DamagedError, match="b: 12 of its weights are missing"):
+        merge(base, {"a": other_adapter, "b": tmp_path / "b"}, Merge(method="svd"), tmp_path / "m")
+
+
+@pytest.mark.parametrize(("method", "weight"), [("cat", 1e6), ("svd", 1e6), ("linear", 1e6)])
+def test_a_merge_that_is_no_number_is_not_saved(base, trained, tmp_path, method, weight):
+    shutil.copytree(trained[2], tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    save_file({name: value.float() * 1e30 for name, value in load_file(file).items()}, file)
+    write_manifest(tmp_path / "a", {}, [], 0.0)
+    settings = Merge(method=method, weight=weight)
+
+    def measured(model):
+        return validated(model) | {"margin": float(embeddings(model).sum())}
+
+    with pytest.raises(ModelError, match=r"the embeddings are not numbers\. Lower"):
+        merge(base, {"a": tmp_path / "a"}, settings, tmp_path / "m", measured)
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("method", ["svd", "ties"])
+def test_no_merge_has_a_higher_rank_than_its_smallest_layer(base, trained, other_adapter, tmp_path, method):
+    model, _ = merge(base, {"a": trained[2], "b": other_adapter}, Merge(method=method, rank=500), tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "adapter_config.json").read_text())["r"] == 384
+    np.testing.assert_allclose(embeddings(load_model(base, tmp_path / "m")), embeddings(model), atol=1e-6)
+
+
+def test_a_merge_takes_the_place_of_a_model_of_another_kind(base, trained, tmp_path):
+    (tmp_path / "detector.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("")
+    merge(base, {"a": trained[2]}, Merge(method="svd"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "manifest.json",
+    ]  # fmt: skip
+
+
+def test_equal_weights_are_tried_once(base, trained, tmp_path):
+    settings = Merge(method="svd", weights={"a": 1.0}, weight=[0.1, 0.2])
+    _, found = merge(base, {"a": trained[2]}, settings, tmp_path)
+    assert [entry["weights"] for entry in found["tried"]] == [{"a": 1.0}]
 
 
 def test_a_damaged_adapter_is_not_merged(base, trained, tmp_path):

@@ -271,12 +271,22 @@ def test_a_training_group_that_stands_in_a_test_set_is_dropped_and_counted(workf
     test = workflow.folder / "mine.jsonl"
     test.write_text((workflow.folder / "data/medical/test.jsonl").read_text())
     workflow.edit("config/domains.yaml", lambda text: text.replace("data/medical/test.jsonl", "mine.jsonl"))
-    target = "results/triplets/law.parquet"
-    assert workflow.run(target).returncode == 0
-    before = pd.read_parquet(workflow.folder / target)
+    target, detector = "results/triplets/law.parquet", "results/models/minilm-l6/h/metrics.json"
+    two = "domains: {programming: null, psychology: null, general: null}\nhybrids: {h: {}}\n"
+    (workflow.folder / "two.yaml").write_text(two)
+    arguments = ("--configfile", "two.yaml", "--", target, detector)
+
+    def seen_by_the_detector():
+        return json.loads((workflow.folder / detector).read_text())["queries"]["law"]
+
+    result = workflow.run(*arguments)
+    assert result.returncode == 0, result.stdout
+    before, queries = pd.read_parquet(workflow.folder / target), seen_by_the_detector()
     test.write_text(test.read_text() + "\n".join(map(json.dumps, leaks)) + "\n")
-    assert workflow.run(target).returncode == 0
+    assert workflow.run(*arguments).returncode == 0
     after = pd.read_parquet(workflow.folder / target)
+    in_training = set(before.loc[before["split"] == "train", "group"]) - set(after["group"])
+    assert in_training and seen_by_the_detector() == queries - len(in_training)
     assert set(before["positive"]) - set(after["positive"]) == {recorded[0]["query"], recorded[1]["query"]}
     counted = "group: holds a test text or a near copy of one: "
     card = (workflow.folder / "results/triplets/law.md").read_text()

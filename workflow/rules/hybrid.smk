@@ -2,6 +2,7 @@ rule hybrid:
     input:
         base=base_weights,
         queries=expand("<results>/queries/{domain}.parquet", domain=settings.domains),
+        triplets=expand("<results>/triplets/{domain}.parquet", domain=settings.domains),
     output:
         expand("<results>/models/{{base}}/{{model}}/{file}", file=HYBRID_FILES),
     log:

@@ -30,7 +30,7 @@ if __name__ == "__main__":
             models = snakemake.params.models
             adapters = {Path(path).parent.name: Path(path).parent for path in snakemake.input.models} | {"base": None}
             scores = score_hybrid(
-                base, read_detector(adapter), Hybrid(**hybrid), models, adapters, triplets, settings.batch_size
+                base, read_detector(base, adapter), Hybrid(**hybrid), models, adapters, triplets, settings.batch_size
             )
             for (test_set, model), rows in scores.groupby(["test_set", "route"]):
                 routed.setdefault(test_set, {})[model] = len(rows)

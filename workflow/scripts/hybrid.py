@@ -14,7 +14,7 @@ from cachelora.hybrid import calibration_error, detector_metrics, fit_detector, 
 from cachelora.job import logged
 from cachelora.manifest import write_manifest
 from cachelora.models import base_digest, encode_texts, load_model
-from cachelora.schemas import QUERIES
+from cachelora.schemas import QUERIES, TRIPLETS
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -26,10 +26,12 @@ if __name__ == "__main__":
         settings, base = Hybrid(**snakemake.params.settings), BaseModelSource(**snakemake.params.base)
         model = load_model(base, None)
         vectors: dict[str, dict[str, np.ndarray]] = {"train": {}, "validation": {}}
-        for path in snakemake.input.queries:
+        for path, triplets in zip(snakemake.input.queries, snakemake.input.triplets, strict=True):
             queries = read_table(path, QUERIES)
+            # Groups that hold a test text have no triplets.
+            known = queries["canonical"] & queries["group"].isin(read_table(triplets, TRIPLETS)["group"])
             for split, found in vectors.items():
-                texts = queries.loc[queries["canonical"] & (queries["split"] == split), "query"]
+                texts = queries.loc[known & (queries["split"] == split), "query"]
                 encoded = encode_texts(model, texts, snakemake.params.batch_size)
                 found[Path(path).stem] = np.array([*encoded.values()])
         detector = fit_detector(**vectors, method=settings.detector)
@@ -38,6 +40,7 @@ if __name__ == "__main__":
         held_out, labels = stacked(vectors["validation"])
         said = detector.probabilities(held_out)
         metrics = {
+            "queries": {domain: len(found) for domain, found in vectors["train"].items()},
             "validation": {
                 domain: detector_metrics(said[labels == number], number, settings.reject)
                 for number, domain in enumerate(detector.domains)
@@ -53,4 +56,4 @@ if __name__ == "__main__":
             "base": snakemake.params.base,
             "base_sha256": base_digest(base),
         }
-        write_manifest(folder, config, snakemake.input.queries, started)
+        write_manifest(folder, config, [*snakemake.input.queries, *snakemake.input.triplets], started)

@@ -11,7 +11,7 @@ from cachelora.files import write_json
 from cachelora.job import logged
 from cachelora.manifest import write_manifest
 from cachelora.merge import merge_adapters
-from cachelora.models import base_digest, load_model
+from cachelora.models import base_digest
 from cachelora.train.validation import Validation, read_validation, use_bfloat16
 
 if TYPE_CHECKING:
@@ -24,17 +24,19 @@ if __name__ == "__main__":
         settings, base = Merge(**snakemake.params.settings), BaseModelSource(**snakemake.params.base)
         adapters = {Path(path).parent.name: Path(path).parent for path in snakemake.input.adapters}
         folder = Path(snakemake.output[0]).parent
-        model = load_model(base, None)
         most = snakemake.params.validation_groups
         triplets = {Path(path).stem: read_validation(path, most) for path in snakemake.input.triplets}
         validate = Validation(triplets, use_bfloat16(snakemake.params.precision))
         most_lost, seed = snakemake.params.most_lost, snakemake.params.seed
-        write_json(
-            folder / "metrics.json", merge_adapters(model, adapters, settings, folder, validate, most_lost, seed)
-        )
+        _, found = merge_adapters(base, adapters, settings, folder, validate, most_lost, seed)
+        write_json(folder / "metrics.json", found)
         config = {
             "merge": snakemake.params.settings,
+            "seed": seed,
+            "most_lost_similarity": most_lost,
+            "validation_groups": most,
+            "precision": snakemake.params.precision,
             "base": snakemake.params.base,
             "base_sha256": base_digest(base),
         }
-        write_manifest(folder, config, snakemake.input.adapters, started)
+        write_manifest(folder, config, [*snakemake.input.adapters, *snakemake.input.triplets], started)

@@ -43,6 +43,7 @@ if __name__ == "__main__":
             "base": snakemake.params.base,
             "base_sha256": base_digest(base),
             "seed": snakemake.params.seed,
+            "replayed": snakemake.params.replayed,
             "device": metrics["device"],
         }
         write_manifest(folder, config, [*snakemake.input.triplets, *snakemake.input.start], started)

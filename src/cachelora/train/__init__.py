@@ -31,7 +31,14 @@ from transformers import PrinterCallback, set_seed
 from cachelora.config import BaseModelSource, Train
 from cachelora.errors import TrainingError
 from cachelora.files import replacing, sha256_of
-from cachelora.models import ADAPTER_FILES, ADAPTER_WEIGHTS, FULL_WEIGHTS, base_digest, load_model, save_adapter
+from cachelora.models import (
+    ADAPTER_WEIGHTS,
+    FULL_WEIGHTS,
+    base_digest,
+    load_model,
+    remove_other_models,
+    save_adapter,
+)
 from cachelora.train.batches import BalancedSampler, GroupCollator, read_items
 from cachelora.train.trainer import WHOLE, GroupLoss, GroupTrainer, TellEpoch, last_checkpoint
 from cachelora.train.validation import BestCheckpoint, Clock, Validation, read_validation, use_bfloat16
@@ -382,8 +389,7 @@ def _save(model: SentenceTransformer, settings: Train, base_name: str, folder: P
     network = model.transformers_model
     if settings.full:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ADAPTER_FILES:
-            (folder / name).unlink(missing_ok=True)
+        remove_other_models(folder, (FULL_WEIGHTS,))
         with replacing(folder / FULL_WEIGHTS) as temporary:
             temporary.write_bytes(
                 save({name: value.cpu().contiguous() for name, value in network.state_dict().items()})
