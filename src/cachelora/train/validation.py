@@ -247,7 +247,7 @@ class BestCheckpoint(TrainerCallback):
     def restore(self) -> None:
         """Put the kept weights back into the model."""
         if self._best < objective(self.history[0], self.history[0], self._most_lost):
-            _log.warning("no evaluation was better than the base model's: look at data and learning rate")
+            _log.warning("no evaluation was better than the model at the start: look at data and learning rate")
         with torch.no_grad():
             for name, value in self._weights.items():
                 self._parameters[name].copy_(value)
