@@ -538,7 +538,7 @@ class Config(_Section):
                 values = {member: getattr(trained[member].train, key) for member in members}
                 first = values[members[0]]
                 for member, value in values.items():
-                    if (set(value) != set(first)) if isinstance(value, list) else value != first:
+                    if not _same(value, first):
                         raise ConfigError(
                             f"merges.{name}",
                             f"`{merge.method}` needs adapters of the same {key}, and {members[0]} has {first}, "
@@ -706,6 +706,11 @@ class Config(_Section):
         return self.engines[self.domains[domain].engine or self.augment.engine]
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Compare a setting of two recipes; of a list of layers, the order says nothing."""
+    return set(one) == set(other) if isinstance(one, list) else one == other
+
+
 def _check_start(key: str, start: str, train: Train, found: dict[str, TrainedModel]) -> None:
     """Refuse to go on from what a training cannot go on from."""
     if start not in found:
@@ -715,8 +720,7 @@ def _check_start(key: str, start: str, train: Train, found: dict[str, TrainedMod
         raise ConfigError(f"{key}.start", "a full fine-tune has no adapter to go on from", "Use adapters")
     for name in ("rank", "alpha", "target_modules"):
         mine, theirs = getattr(train, name), getattr(before, name)
-        # Of layers, the order says nothing.
-        if (set(mine) != set(theirs)) if isinstance(mine, list) else mine != theirs:
+        if not _same(mine, theirs):
             raise ConfigError(f"{key}.train.{name}", f"{mine}, and {start} has {theirs}", "Make them the same")
 
 

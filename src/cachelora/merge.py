@@ -181,14 +181,14 @@ def merge_adapters(
         _merge(tuner, named, settings.method, density, rank, seed)
 
     def attempt(weights: dict[str, float], density: float) -> dict[str, Any]:
+        unusable = ModelError(str(folder), f"with weights {weights} the embeddings are not numbers", "Lower them")
         try:
             merge(weights, density)
-        except torch.linalg.LinAlgError:
-            metrics = {"margin": math.nan}
-        else:
-            metrics = dict(validate(model))
+        except torch.linalg.LinAlgError as error:
+            raise unusable from error
+        metrics = dict(validate(model))
         if not math.isfinite(metrics["margin"]):
-            raise ModelError(str(folder), f"with weights {weights} the embeddings are not numbers", "Lower them")
+            raise unusable
         _log.info("weights %s, density %s: AP %.4f, margin %.4f", weights, density, metrics["ap"], metrics["margin"])
         tried.append({"weights": weights, "density": density, "validation": metrics})
         return tried[-1]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -179,9 +179,7 @@ def load_model(
     return model
 
 
-def verify_adapter(
-    settings: BaseModelSource, folder: str | Path, required: Sequence[str] = ADAPTER_FILES
-) -> dict[str, Any]:
+def verify_adapter(settings: BaseModelSource, folder: str | Path, required: Sequence[str] = ADAPTER_FILES) -> None:
     """Check that a folder is what its manifest says, and made of the base model.
 
     Parameters
@@ -193,26 +191,19 @@ def verify_adapter(
     required : sequence of str
         As :func:`cachelora.manifest.verify`.
 
-    Returns
-    -------
-    dict
-        The manifest.
-
     Raises
     ------
     ModelError, DamagedError
         As :func:`base_folder` and :func:`cachelora.manifest.verify`; also if the manifest names other weights of the
         base model.
     """
-    manifest = verify(folder, required)
-    config = manifest.get("config")
+    config = verify(folder, required).get("config")
     made_of = config.get("base_sha256") if isinstance(config, dict) else None
     # An adapter fits any model of its base's shape, and makes nonsense of it.
     if made_of not in (None, base_digest(settings)):
         raise DamagedError(
             str(folder), f"it was trained on other weights than those of {settings.source}", "Use its base model"
         )
-    return manifest
 
 
 def check_all_loaded(model: "SentenceTransformer", folder: str | Path, name: str = "default") -> None:

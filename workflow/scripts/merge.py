@@ -26,7 +26,7 @@ if __name__ == "__main__":
         folder = Path(snakemake.output[0]).parent
         most = snakemake.params.validation_groups
         triplets = {Path(path).stem: read_validation(path, most) for path in snakemake.input.triplets}
-        validate = Validation(triplets, use_bfloat16(snakemake.params.precision))
+        validate = Validation(triplets, use_bfloat16(snakemake.params.precision, torch.device("cpu")))
         most_lost, seed = snakemake.params.most_lost, snakemake.params.seed
         _, found = merge_adapters(base, adapters, settings, folder, validate, most_lost, seed)
         write_json(folder / "metrics.json", found)

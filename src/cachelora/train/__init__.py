@@ -198,7 +198,7 @@ def _train(training: Training, state: Path) -> dict[str, Any]:
     model = load_model(training.base, None, device=_device())
     # Examples for a model card that nobody reads; they would encode a thousand rows.
     model.model_card_data.generate_widget_examples = False
-    bfloat16 = use_bfloat16(settings.precision)
+    bfloat16 = use_bfloat16(settings.precision, model.device)
     _quicken(model)
     base = copy.deepcopy(model) if settings.guided or "distillation" in settings.losses else None
     parameters = _choose_parameters(model, settings, bfloat16)

@@ -76,13 +76,15 @@ def read_validation(path: str | Path, most_groups: int) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["anchor", "positive", "negative", "kind", "group"])
 
 
-def use_bfloat16(precision: str) -> bool:
+def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Say whether the forward pass runs in bfloat16.
 
     Parameters
     ----------
     precision : str
         ``float32``, ``bfloat16``, or ``auto``: where the hardware multiplies in it.
+    device : torch.device
+        Where it runs.
 
     Returns
     -------
@@ -91,7 +93,7 @@ def use_bfloat16(precision: str) -> bool:
     """
     if precision != "auto":
         return precision == "bfloat16"
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
