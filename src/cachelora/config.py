@@ -6,6 +6,7 @@ import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -41,6 +42,16 @@ def _check_source(source: str) -> str:
     if source.startswith("hub:") and not re.fullmatch(r"hub:[^@]+@[0-9a-f]{40}", source):
         raise ValueError(f"'{source}' names no commit: write hub:OWNER/NAME@COMMIT, with the commit's 40 digits")
     return source
+
+
+def _check_url(url: str) -> str:
+    """Refuse what is no address, and an address with a password in it, which would reach logs and reports."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("it is no address: write for example http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("it holds more than an address: give a key by an environment variable, see `key_variable`")
+    return url
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
@@ -155,7 +166,29 @@ class LlamaCppEngine(_Section):
     gpu_layers: int = Field(-1, ge=-1, description="Layers on the GPU; -1 for all that fit, 0 for none.")
 
 
-Engine = Annotated[RecordedEngine | LlamaCppEngine, Field(discriminator="type")]
+class OpenAIEngine(_Section):
+    """A server with an OpenAI-compatible address: vLLM's, llama.cpp's, a hosted one."""
+
+    type: Literal["openai"]
+    url: Annotated[str, AfterValidator(_check_url)] = Field(
+        description="Its address, for example http://localhost:8000/v1."
+    )
+    model: str = Field(min_length=1, description="The model, as the server calls it.")
+    key_variable: str = Field(
+        "OPENAI_API_KEY",
+        pattern="^[A-Z][A-Z0-9_]*$",
+        description="Name of the environment variable that holds the API key, where the server wants one.",
+    )
+    max_tokens: int = Field(400, ge=16, description="Longest reply, in tokens; a longer one is cut.")
+    temperature: float = Field(0.7, ge=0, description="Sampling temperature of the LLM.")
+    concurrency: int = Field(16, ge=1, le=4096, description="Queries in flight at once.")
+    timeout: float = Field(120.0, gt=0, description="Seconds that a reply may take.")
+    attempts: int = Field(
+        6, ge=1, le=100, description="How often a request is sent that meets a lost connection, 429, 5xx or no reply."
+    )
+
+
+Engine = Annotated[RecordedEngine | LlamaCppEngine | OpenAIEngine, Field(discriminator="type")]
 
 
 class Augment(_Section):
@@ -690,7 +723,7 @@ class Config(_Section):
         """The domains that get an adapter of their own."""
         return [name for name, domain in self.domains.items() if domain.adapter]
 
-    def engine_of(self, domain: str) -> RecordedEngine | LlamaCppEngine:
+    def engine_of(self, domain: str) -> RecordedEngine | LlamaCppEngine | OpenAIEngine:
         """Return the settings of the engine that a domain uses.
 
         Parameters
@@ -700,7 +733,7 @@ class Config(_Section):
 
         Returns
         -------
-        RecordedEngine or LlamaCppEngine
+        RecordedEngine, LlamaCppEngine or OpenAIEngine
             Its settings.
         """
         return self.engines[self.domains[domain].engine or self.augment.engine]
@@ -817,7 +850,7 @@ def _config_error(error: ValidationError, above: str = "") -> ConfigError:
     problem = problems[0]
     # Pydantic puts the tag of a union and "[key]" into the path; the file has neither.
     path = [*filter(None, above.split(".")), *(str(part) for part in problem["loc"] if part != "[key]")]
-    if len(path) > 2 and path[0] == "engines" and path[2] in ("recorded", "llamacpp"):
+    if len(path) > 2 and path[0] == "engines" and path[2] in ("recorded", "llamacpp", "openai"):
         del path[2]
     key = ".".join(part if part.isprintable() else ascii(part) for part in path) or "config"
     more = f" ({len(problems) - 1} more problems follow)" if len(problems) > 1 else ""
@@ -854,7 +887,7 @@ def _section_fields(path: list[str]) -> list[str]:
     for variant in (section, *getattr(section, "__args__", ())):
         if isinstance(variant, type) and issubclass(variant, BaseModel):
             return list(variant.model_fields)
-    return sorted({name for variant in (RecordedEngine, LlamaCppEngine) for name in variant.model_fields})
+    return sorted({name for variant in (RecordedEngine, LlamaCppEngine, OpenAIEngine) for name in variant.model_fields})
 
 
 def _listed(names: Any) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cachelora import schemas
-from cachelora.config import Config, LlamaCppEngine, RecordedEngine
+from cachelora.config import Config, LlamaCppEngine, OpenAIEngine, RecordedEngine
 
 _CONFIG_INTRO = """# Configuration
 
@@ -74,7 +74,7 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, BaseModel) else []
     if "Engine" in str(annotation):
-        return [RecordedEngine, LlamaCppEngine]
+        return [RecordedEngine, LlamaCppEngine, OpenAIEngine]
     return [found for part in getattr(annotation, "__args__", ()) for found in _sections(part)]
 
 

@@ -66,6 +66,45 @@ rule augment_llamacpp:
         "../scripts/augment.py"
 
 
+rule augment_openai:
+    input:
+        queries="<results>/queries/{domain}.parquet",
+    output:
+        table=temp("<results>/augmented/{domain}/{shard}.parquet"),
+    log:
+        "<logs>/augment/{domain}/{shard}.log",
+    benchmark:
+        "<results>/timing/augment/{domain}/{shard}.tsv"
+    wildcard_constraints:
+        domain=alternatives(domains_with("openai")),
+    conda:
+        "../../envs/augment-openai.yaml"
+    # The server has the GPU, where there is one.
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=480,
+        # Queries in flight. A resource, not a param: it does not change the replies.
+        llm_slots=lambda wildcards: settings.engine_of(wildcards.domain).concurrency,
+    params:
+        settings=section("augment"),
+        engine=lambda wildcards: settings.engine_of(wildcards.domain).model_dump(
+            mode="json", exclude={"concurrency"}
+        ),
+        field=lambda wildcards: settings.domains[wildcards.domain].field
+        or wildcards.domain,
+        seed=settings.seed,
+        # Not an output: what the LLM has written must survive a failed or killed job.
+        journal=lambda wildcards, output: str(
+            Path(output.table).parents[2] / "state/augment"
+        ),
+        code=stage_code("augment"),
+    message:
+        "Augmenting {wildcards.domain}, shard {wildcards.shard}, by a server (progress: {log})."
+    script:
+        "../scripts/augment.py"
+
+
 rule augment_gather:
     input:
         shards=expand(

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from cachelora.augment import LlamaCpp, Recorded, augmented_table, query_live, shard_queries
-from cachelora.config import Augment, LlamaCppEngine
+from cachelora.augment import LlamaCpp, OpenAI, Recorded, augmented_table, query_live, shard_queries
+from cachelora.config import Augment, LlamaCppEngine, OpenAIEngine
 from cachelora.files import read_table, write_table
 from cachelora.job import logged
 from cachelora.schemas import AUGMENTED, QUERIES
@@ -20,13 +20,14 @@ if __name__ == "__main__":
             engine = Recorded(snakemake.input.recording, snakemake.params.max_reject_share)
             replies = engine.replies(queries)
         else:
-            engine = LlamaCpp(
-                LlamaCppEngine(**snakemake.params.engine, slots=snakemake.resources.llm_slots),
-                settings,
-                snakemake.params.field,
-                snakemake.params.seed,
-                snakemake.threads,
-            )
+            field, seed = snakemake.params.field, snakemake.params.seed
+            at_once = snakemake.resources.llm_slots
+            if snakemake.params.engine["type"] == "openai":
+                engine = OpenAI(OpenAIEngine(**snakemake.params.engine, concurrency=at_once), settings, field, seed)
+            else:
+                engine = LlamaCpp(
+                    LlamaCppEngine(**snakemake.params.engine, slots=at_once), settings, field, seed, snakemake.threads
+                )
             name = f"{domain}-{shard}-of-{settings.shards}"
             replies = query_live(engine, queries, snakemake.params.journal, name)
         table = augmented_table(

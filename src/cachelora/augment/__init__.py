@@ -14,13 +14,14 @@ import pandas as pd
 
 from cachelora.augment.journal import Journal
 from cachelora.augment.llamacpp import LlamaCpp
+from cachelora.augment.openai import OpenAI
 from cachelora.augment.recorded import Recorded
 from cachelora.augment.reply import RawReply, check_reply
 from cachelora.config import Augment
 from cachelora.errors import EngineError
 from cachelora.schemas import AUGMENTED
 
-__all__ = ["LlamaCpp", "Recorded", "augmented_table", "query_live", "shard_of", "shard_queries"]
+__all__ = ["LlamaCpp", "OpenAI", "Recorded", "augmented_table", "query_live", "shard_of", "shard_queries"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,13 +65,13 @@ def shard_queries(queries: pd.DataFrame, shard: int, shards: int) -> list[tuple[
 
 
 def query_live(
-    engine: LlamaCpp, queries: Sequence[tuple[str, str]], journal_root: str | Path, shard: str
+    engine: LlamaCpp | OpenAI, queries: Sequence[tuple[str, str]], journal_root: str | Path, shard: str
 ) -> list[RawReply]:
     """Ask a live engine for what its journal does not hold yet.
 
     Parameters
     ----------
-    engine : LlamaCpp
+    engine : LlamaCpp or OpenAI
         The engine.
     queries : sequence of (str, str)
         Digest and text of each query.
@@ -87,7 +88,7 @@ def query_live(
     Raises
     ------
     EngineError
-        If another process is writing the same shard.
+        If another process is writing the same shard, or the engine gives up.
     """
     journal = Journal(journal_root, engine.identity, shard)
     with journal.writer() as writer:
@@ -96,7 +97,9 @@ def query_live(
         _log.info("%d queries, %d of them in the journal", len(queries), len(queries) - len(missing))
         start = time.monotonic()
         for number, reply in enumerate(engine.replies(missing), start=1):
-            writer.add(reply)
+            # A rerun asks again for what failed.
+            if reply.failure is None:
+                writer.add(reply)
             replies[reply.query_id] = reply
             rate = number / (time.monotonic() - start)
             _log.info(

@@ -23,12 +23,15 @@ class RawReply:
         The LLM that wrote it.
     prompt_version : str
         What it was asked with.
+    failure : str or None
+        Why there is no reply, where another attempt may bring one.
     """
 
     query_id: str
     replied: Any
     model: str
     prompt_version: str
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ def check_reply(raw: RawReply, query: str, max_chars: int) -> Reply:
     Reply
         The texts, normalised, without repetitions.
     """
+    if raw.failure is not None:
+        return Reply(raw.query_id, [], raw.model, raw.prompt_version, {raw.failure: 1})
     texts: list[tuple[str, str]] = []
     refused: dict[str, int] = {}
     seen = {trivial_key(query)}
@@ -116,15 +121,16 @@ def parse_json(text: str) -> Any:
     Parameters
     ----------
     text : str
-        What the LLM wrote.
+        What the LLM wrote; words around the JSON are left out.
 
     Returns
     -------
     Any
-        The value, or None if it is not JSON, for example because it was cut.
+        The value, or None if there is no JSON, for example because it was cut.
     """
+    start = max(text.find("{"), 0)
     try:
-        return json.loads(text)
+        return json.JSONDecoder().raw_decode(text, start)[0]
     except (ValueError, RecursionError):
         return None
 
