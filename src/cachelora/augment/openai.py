@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -61,7 +62,7 @@ class OpenAI:
         self._refusing: EngineError | None = None
         self.model = settings.model
         self.prompt_version = self._prompts.version
-        self.tokens = 0
+        self._tokens = 0
         # Of itself it would wait eight seconds at most, and not show in the log that it does.
         self._new_client = lambda: openai.AsyncOpenAI(
             base_url=settings.url, api_key=self._key or "none", max_retries=0, timeout=settings.timeout
@@ -99,6 +100,7 @@ class OpenAI:
         EngineError
             If the server stops answering, or refuses to; after the replies that were on their way.
         """
+        started = time.monotonic()
         with asyncio.Runner() as runner:
             replies = self._replies(queries)
 
@@ -107,6 +109,8 @@ class OpenAI:
 
             while (reply := runner.run(following())) is not None:
                 yield reply
+        rate = self._tokens / (time.monotonic() - started)
+        _log.info("%d tokens written, %.0f a second", self._tokens, rate)
 
     async def _replies(self, queries: Sequence[tuple[str, str]]) -> AsyncIterator[RawReply]:
         """Keep so many requests in flight as the settings say."""
@@ -226,7 +230,7 @@ class OpenAI:
                     self._settings.url, _FORMATS[format_ - 1], self._said(refused), name,
                 )  # fmt: skip
             if answer.usage is not None:
-                self.tokens += answer.usage.completion_tokens or 0
+                self._tokens += answer.usage.completion_tokens or 0
             return (answer.choices[0].message.content or "") if answer.choices else ""
         _log.warning("query %s: refused: %s", query_id, self._said(refused))
         return ""
