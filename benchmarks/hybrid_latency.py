@@ -1,4 +1,4 @@
-"""What a query costs with a hybrid: a second encoding, the detector, and the change of adapter.
+"""What a query costs with a hybrid: a second encoding, and the detector.
 
     python benchmarks/hybrid_latency.py results/models/minilm-l6/hybrid results/testset/*.parquet
 
@@ -16,7 +16,7 @@ import torch
 from cachelora.config import BaseModelSource, Hybrid
 from cachelora.hybrid import read_detector, routes
 from cachelora.manifest import hardware, verify
-from cachelora.models import ADAPTER_FILES, load_model
+from cachelora.models import load_model
 
 
 def main() -> None:
@@ -31,19 +31,11 @@ def main() -> None:
     made = verify(arguments.hybrid)["config"]
     base = BaseModelSource(**made["base"])
     detector, settings = read_detector(base, arguments.hybrid), Hybrid(**made["hybrid"])
-    model = load_model(base, None)
-    for name in sorted({*made["models"].values(), settings.otherwise} - {"base"}):
-        folder = arguments.hybrid.parent / name
-        verify(folder, ADAPTER_FILES)
-        model.load_adapter(str(folder), adapter_name=name)
+    names = {"base", settings.otherwise, *made["models"].values()}
+    loaded = {name: load_model(base, None if name == "base" else arguments.hybrid.parent / name) for name in names}
 
     def encode(text: str, name: str) -> np.ndarray:
-        if name == "base":
-            model.disable_adapters()
-        else:
-            model.enable_adapters()
-            model.set_adapter(name)
-        return model.encode([text], normalize_embeddings=True)
+        return loaded[name].encode([text], normalize_embeddings=True)
 
     anchors = pd.concat([pd.read_parquet(path) for path in arguments.testset])["anchor"].drop_duplicates()
     texts = anchors.sample(min(arguments.queries, len(anchors)), random_state=1).tolist()

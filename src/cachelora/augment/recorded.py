@@ -39,7 +39,9 @@ class Recorded:
                 name for name in ("query", "model", "prompt_version") if not isinstance(record.fields.get(name), str)
             ]
             if missing:
-                rejects.append(Reject(record.line, f"no text under '{missing[0]}'", str(record.fields)[:200]))
+                rejects.append(
+                    Reject(record.line, f"no text under {', '.join(map(repr, missing))}", str(record.fields)[:200])
+                )
             elif trivial_key(record.fields["query"]) in self._replies:
                 rejects.append(Reject(record.line, "this query is recorded above", record.fields["query"][:200]))
             else:
