@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cachelora.augment.prompt import TASKS, Prompts
-from cachelora.augment.reply import RawReply, parse_json
+from cachelora.augment.prompt import TASKS, Prompts, query_seed
+from cachelora.augment.reply import RawReply, parse_task
 from cachelora.config import Augment, LlamaCppEngine
 from cachelora.errors import EngineError
 from cachelora.files import sha256_of
@@ -123,20 +123,15 @@ class LlamaCpp:
                     "messages": self._prompts.messages(task, query),
                     "max_tokens": self._settings.max_tokens,
                     "temperature": self._settings.temperature,
-                    # A seed of its own for each query: the order of the queries then does not matter.
-                    "seed": (self._seed + int(query_id[:8], 16)) % 2**31,
-                    "response_format": {
-                        "type": "json_schema",
-                        "json_schema": {"name": task, "schema": self._prompts.schema(task)},
-                    },
+                    "seed": query_seed(self._seed, query_id),
+                    "response_format": self._prompts.response_format(task),
                 }
             )
             # No choices: llama.cpp refused, for example a query that does not fit into the context.
             choices = answer.get("choices")
-            parsed = parse_json(choices[0]["message"]["content"] or "") if choices else None
             if not choices:
                 _log.warning("query %s: llama.cpp refused: %s", query_id, str(answer)[:200])
-            replied[task] = parsed.get(task) if isinstance(parsed, dict) else None
+            replied[task] = parse_task(choices[0]["message"]["content"] or "", task) if choices else None
         return RawReply(query_id, replied, self.model, self.prompt_version)
 
 

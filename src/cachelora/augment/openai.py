@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from cachelora.augment.prompt import TASKS, Prompts
-from cachelora.augment.reply import RawReply, parse_json
+from cachelora.augment.prompt import TASKS, Prompts, query_seed
+from cachelora.augment.reply import RawReply, parse_task
 from cachelora.config import Augment, OpenAIEngine
 from cachelora.errors import EngineError
 
@@ -59,13 +59,12 @@ class OpenAI:
         self._key = os.environ.get(settings.key_variable, "")
         self._prompts = Prompts(field, augment.paraphrases, augment.negatives, augment.max_chars)
         self._format = 0
-        self._refusing: EngineError | None = None
         self.model = settings.model
         self.prompt_version = self._prompts.version
         self._tokens = 0
-        # Of itself it would wait eight seconds at most, and not show in the log that it does.
+        # Its own retries would not show in the log, and its own timeout lets a reply that trickles in go on for ever.
         self._new_client = lambda: openai.AsyncOpenAI(
-            base_url=settings.url, api_key=self._key or "none", max_retries=0, timeout=settings.timeout
+            base_url=settings.url, api_key=self._key or "none", max_retries=0, timeout=None
         )
         asyncio.run(self._check())
 
@@ -115,6 +114,7 @@ class OpenAI:
     async def _replies(self, queries: Sequence[tuple[str, str]]) -> AsyncIterator[RawReply]:
         """Keep so many requests in flight as the settings say."""
         waiting = iter(queries)
+        stopped: EngineError | None = None
         async with self._new_client() as client:
             flying = {
                 asyncio.create_task(self._ask(client, *query)) for query in islice(waiting, self._settings.concurrency)
@@ -124,20 +124,20 @@ class OpenAI:
                     done, flying = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         if isinstance(error := task.exception(), EngineError):
-                            self._refusing = self._refusing or error
+                            stopped = stopped or error
                         elif error:
                             raise error
                         else:
                             yield task.result()
-                    if not self._refusing:
+                    if not stopped:
                         flying |= {
                             asyncio.create_task(self._ask(client, *query)) for query in islice(waiting, len(done))
                         }
             finally:
                 for task in flying:
                     task.cancel()
-        if self._refusing:
-            raise self._refusing
+        if stopped:
+            raise stopped
 
     async def _check(self) -> None:
         """Ask the server for its models, so that one that is down or refuses the key is known in seconds."""
@@ -168,8 +168,7 @@ class OpenAI:
                 failure = f"no whole reply within {self._settings.timeout:g} s"
                 _log.warning("query %s: %s, %d times", query_id, failure, self._settings.attempts)
                 return RawReply(query_id, None, self.model, self.prompt_version, failure)
-            parsed = parse_json(text)
-            replied[task] = parsed.get(task) if isinstance(parsed, dict) else None
+            replied[task] = parse_task(text, task)
         return RawReply(query_id, replied, self.model, self.prompt_version)
 
     async def _insist(self, client: Any, task: str, query_id: str, query: str) -> str:
@@ -196,8 +195,6 @@ class OpenAI:
             ):  # fmt: skip
                 with attempt:
                     return await self._complete(client, task, query_id, query)
-        except (openai.APITimeoutError, TimeoutError):
-            raise TimeoutError from None
         except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
             raise self._error(
                 f"it stopped answering ({self._said(error)}), {self._settings.attempts} times",
@@ -237,17 +234,17 @@ class OpenAI:
 
     def _request(self, task: str, query_id: str, query: str, format_: str) -> dict[str, Any]:
         """Make the arguments of a request."""
-        schema, messages = self._prompts.schema(task), self._prompts.messages(task, query)
+        messages = self._prompts.messages(task, query)
         request: dict[str, Any] = {
             "model": self.model,
             "max_tokens": self._settings.max_tokens,
             "temperature": self._settings.temperature,
-            # A seed of its own for each query: the order of the queries then does not matter.
-            "seed": (self._seed + int(query_id[:8], 16)) % 2**31,
+            "seed": query_seed(self._seed, query_id),
         }
         if format_ == "json_schema":
-            request["response_format"] = {"type": format_, "json_schema": {"name": task, "schema": schema}}
+            request["response_format"] = self._prompts.response_format(task)
         else:
+            schema = self._prompts.schema(task)
             told = f"{messages[-1]['content']}\n\nReply with JSON alone, of this JSON schema:\n{json.dumps(schema)}"
             messages = [*messages[:-1], messages[-1] | {"content": told}]
             if format_ == "json_object":

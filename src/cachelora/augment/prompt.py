@@ -82,11 +82,44 @@ class Prompts:
             "additionalProperties": False,
         }
 
+    def response_format(self, task: str) -> dict[str, Any]:
+        """Return what holds a server of the OpenAI protocol to the schema of one task.
+
+        Parameters
+        ----------
+        task : str
+            One of :data:`TASKS`.
+
+        Returns
+        -------
+        dict
+            The request's ``response_format``.
+        """
+        return {"type": "json_schema", "json_schema": {"name": task, "schema": self.schema(task)}}
+
     @property
     def version(self) -> str:
         """Digest of everything that is sent beside the query."""
         sent = [[self.messages(task, "{query}"), self.schema(task)] for task in TASKS]
         return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def query_seed(seed: int, query_id: str) -> int:
+    """Return a seed of its own for each query, so that their order does not matter.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed.
+    query_id : str
+        The query's digest.
+
+    Returns
+    -------
+    int
+        In [0, 2**31).
+    """
+    return (seed + int(query_id[:8], 16)) % 2**31
 
 
 def _template(name: str) -> str:

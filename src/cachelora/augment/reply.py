@@ -135,6 +135,25 @@ def parse_json(text: str) -> Any:
         return None
 
 
+def parse_task(text: str, task: str) -> Any:
+    """Read what an LLM wrote for one task.
+
+    Parameters
+    ----------
+    text : str
+        Its reply: an object with the task as key.
+    task : str
+        The key.
+
+    Returns
+    -------
+    Any
+        The value under it, unchecked; None if there is none.
+    """
+    parsed = parse_json(text)
+    return parsed.get(task) if isinstance(parsed, dict) else None
+
+
 def _items(replied: Any) -> list[tuple[Any, Any]]:
     """List kind and text of everything that a reply holds, good or not."""
     if not isinstance(replied, dict):
