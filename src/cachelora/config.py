@@ -5,13 +5,14 @@ import json
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cachelora.errors import ConfigError
+from cachelora.schemas import LookAlikeKind
 
 RESERVED_NAMES = ("base", "joint")
 """Model ids that the workflow gives itself; no domain and no merge may take them."""
@@ -103,6 +104,30 @@ class BaseModelSource(_Section):
     sha256: Sha256 | None = Field(None, description="SHA-256 of its model.safetensors; checked whenever it is loaded.")
 
 
+class ExampleNegative(_Section):
+    """A hard negative of an example."""
+
+    kind: LookAlikeKind = Field(description="How it differs: see docs/corpora.md.")
+    text: str = Field(min_length=1, description="The query.")
+
+
+class Example(_Section):
+    """A query of the domain with what an LLM should write for it."""
+
+    query: str = Field(min_length=1, description="The query.")
+    paraphrases: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, description="Its paraphrases.")
+    negatives: list[ExampleNegative] = Field(min_length=1, description="Its hard negatives.")
+
+
+class DomainPrompt(_Section):
+    """The words that make the prompts those of a domain."""
+
+    role: str | None = Field(None, description="Who the LLM is to be; default: an expert of the field.")
+    subfields: list[str] = Field([], description="Parts of the field.")
+    aspects: list[str] = Field([], description="What people ask about a subject of the field.")
+    examples: list[Example] = Field([], description="Examples that go before the query: two do most.")
+
+
 class Domain(_Section):
     """A domain: its queries, where its augmentation comes from, and its test set."""
 
@@ -112,7 +137,10 @@ class Domain(_Section):
         None, description="Held-out triplets (.jsonl). Without it, a share of the groups is held out and tested on."
     )
     engine: str | None = Field(None, description="The engine for this domain; default: `augment.engine`.")
-    field: str | None = Field(None, description="What prompts call the domain, for example 'tenancy law'.")
+    field: str | None = Field(
+        None, description="What prompts call the domain, for example 'tenancy law'; default: its name."
+    )
+    prompt: DomainPrompt = Field(DomainPrompt(), description="Words for its prompts.")
     adapter: bool = Field(
         True,
         description="Whether it gets an adapter of its own and takes part in merges. With false its triplets go into "
@@ -153,42 +181,146 @@ class RecordedEngine(_Section):
     type: Literal["recorded"]
 
 
-class LlamaCppEngine(_Section):
+class Price(_Section):
+    """What an LLM costs, for the estimate."""
+
+    prompt: float = Field(0.0, ge=0, description="A million tokens of prompt.")
+    reply: float = Field(0.0, ge=0, description="A million tokens of reply.")
+    hour: float = Field(0.0, ge=0, description="An hour of the machine, for an LLM of one's own.")
+    currency: str = Field("USD", pattern="^[A-Z]{3}$", description="In which currency.")
+
+
+class LiveEngine(_Section):
+    """What all LLM engines have in common."""
+
+    max_tokens: int = Field(512, ge=16, description="Longest reply, in tokens; a longer one is cut.")
+    temperature: float = Field(0.7, ge=0, description="Sampling temperature of the LLM.")
+    price: Price = Field(Price(), description="What it costs, for `cachelora estimate`.")
+
+    @property
+    def at_once(self) -> int | None:
+        """Queries in flight at once; None where the engine takes them all."""
+        return None
+
+
+class LlamaCppEngine(LiveEngine):
     """llama.cpp in this process, on any GGUF file."""
 
     type: Literal["llamacpp"]
     model: str = Field(description="A GGUF file, or `package:NAME` for the one inside an installed Python package.")
     sha256: Sha256 | None = Field(None, description="SHA-256 of the GGUF file; checked when it is loaded.")
-    context_tokens: int = Field(1024, ge=256, description="Context window of one slot, in tokens.")
-    max_tokens: int = Field(400, ge=16, description="Longest reply, in tokens; a longer one is cut.")
-    temperature: float = Field(0.7, ge=0, description="Sampling temperature of the LLM.")
-    slots: int = Field(2, ge=1, description="Queries in flight at once.")
+    context_tokens: int = Field(2048, ge=256, description="Context window of one slot, in tokens.")
+    slots: int = Field(2, ge=1, le=4096, description="Queries in flight at once.")
     gpu_layers: int = Field(-1, ge=-1, description="Layers on the GPU; -1 for all that fit, 0 for none.")
 
+    @property
+    def at_once(self) -> int:
+        """Queries in flight at once."""
+        return self.slots
 
-class OpenAIEngine(_Section):
-    """A server with an OpenAI-compatible address: vLLM's, llama.cpp's, a hosted one."""
 
-    type: Literal["openai"]
-    url: Annotated[str, AfterValidator(_check_url)] = Field(
-        description="Its address, for example http://localhost:8000/v1."
+class VLLMEngine(LiveEngine):
+    """vLLM in this process: all queries of a shard at once, on the GPUs of the job."""
+
+    type: Literal["vllm"]
+    model: Annotated[str, AfterValidator(_check_source)] = Field(
+        description="A folder in the form of the model hub, with safetensors; or `hub:OWNER/NAME@COMMIT`."
     )
+    context_tokens: int = Field(2048, ge=256, description="Context window, in tokens.")
+    gpus: int = Field(1, ge=1, le=64, description="GPUs of each shard's job, over which the model is divided.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Type of the weights.")
+    gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory that vLLM takes.")
+    eager: bool = Field(False, description="Whether it starts without compiling: sooner ready, slower after that.")
+
+
+class ServerEngine(LiveEngine):
+    """What all servers have in common."""
+
     model: str = Field(min_length=1, description="The model, as the server calls it.")
-    key_variable: str = Field(
-        "OPENAI_API_KEY",
-        pattern="^[A-Z][A-Z0-9_]*$",
-        description="Name of the environment variable that holds the API key, where the server wants one.",
-    )
-    max_tokens: int = Field(400, ge=16, description="Longest reply, in tokens; a longer one is cut.")
-    temperature: float = Field(0.7, ge=0, description="Sampling temperature of the LLM.")
     concurrency: int = Field(16, ge=1, le=4096, description="Queries in flight at once.")
     timeout: float = Field(120.0, gt=0, description="Seconds that a reply may take.")
     attempts: int = Field(
         6, ge=1, le=100, description="How often a request is sent that meets a lost connection, 429, 5xx or no reply."
     )
 
+    @property
+    def at_once(self) -> int:
+        """Queries in flight at once."""
+        return self.concurrency
 
-Engine = Annotated[RecordedEngine | LlamaCppEngine | OpenAIEngine, Field(discriminator="type")]
+
+class OpenAIEngine(ServerEngine):
+    """A server with an OpenAI-compatible address: vLLM's, llama.cpp's, a hosted one."""
+
+    type: Literal["openai"]
+    url: Annotated[str, AfterValidator(_check_url)] = Field(
+        description="Its address, for example http://localhost:8000/v1."
+    )
+    key_variable: str = Field(
+        "OPENAI_API_KEY",
+        pattern="^[A-Z][A-Z0-9_]*$",
+        description="Name of the environment variable that holds the API key, where the server wants one.",
+    )
+
+
+class OllamaEngine(ServerEngine):
+    """An Ollama server, by its own protocol."""
+
+    type: Literal["ollama"]
+    url: Annotated[str, AfterValidator(_check_url)] = Field("http://localhost:11434", description="Its address.")
+    concurrency: int = Field(
+        4, ge=1, le=4096, description="Queries in flight at once; Ollama works on OLLAMA_NUM_PARALLEL of them."
+    )
+    timeout: float = Field(600.0, gt=0, description="Seconds that a reply may take, loading the model included.")
+    context_tokens: int = Field(2048, ge=256, description="Context window (`num_ctx`), in tokens.")
+    keep_alive: str = Field(
+        "10m", pattern=r"^-?[0-9]+(ms|s|m|h)?$", description="How long Ollama keeps the model loaded after a request."
+    )
+    pull: bool = Field(False, description="Whether a model that Ollama does not have is pulled.")
+
+
+ENGINES = (RecordedEngine, LlamaCppEngine, VLLMEngine, OpenAIEngine, OllamaEngine)
+Engine = Annotated[
+    RecordedEngine | LlamaCppEngine | VLLMEngine | OpenAIEngine | OllamaEngine, Field(discriminator="type")
+]
+
+
+def engine_type(settings: type[_Section]) -> str:
+    """Return the type that the config names for a class of engine settings.
+
+    Parameters
+    ----------
+    settings : type
+        One of :data:`ENGINES`.
+
+    Returns
+    -------
+    str
+        Such as ``recorded``.
+    """
+    return get_args(settings.model_fields["type"].annotation)[0]
+
+
+_ENGINE_BY_TYPE = {engine_type(engine): engine for engine in ENGINES}
+
+
+def engine_settings(values: dict[str, Any], at_once: int) -> LiveEngine:
+    """Make the settings of a live engine of what a job was given.
+
+    Parameters
+    ----------
+    values : dict
+        The settings without ``at_once``.
+    at_once : int
+        Queries in flight at once, where the engine has a limit.
+
+    Returns
+    -------
+    LiveEngine
+        The settings.
+    """
+    limit = {"slots", "concurrency"} & set(_ENGINE_BY_TYPE[values["type"]].model_fields)
+    return _ENGINE_BY_TYPE[values["type"]](**values, **dict.fromkeys(limit, at_once))
 
 
 class Augment(_Section):
@@ -723,7 +855,23 @@ class Config(_Section):
         """The domains that get an adapter of their own."""
         return [name for name, domain in self.domains.items() if domain.adapter]
 
-    def engine_of(self, domain: str) -> RecordedEngine | LlamaCppEngine | OpenAIEngine:
+    def prompt_of(self, domain: str) -> dict[str, Any]:
+        """Return what the prompts of a domain are made of.
+
+        Parameters
+        ----------
+        domain : str
+            A domain of this configuration.
+
+        Returns
+        -------
+        dict
+            The fields of a :class:`DomainPrompt`, and ``field``.
+        """
+        settings = self.domains[domain]
+        return {"field": settings.field or domain, **settings.prompt.model_dump()}
+
+    def engine_of(self, domain: str) -> RecordedEngine | LiveEngine:
         """Return the settings of the engine that a domain uses.
 
         Parameters
@@ -733,7 +881,7 @@ class Config(_Section):
 
         Returns
         -------
-        RecordedEngine, LlamaCppEngine or OpenAIEngine
+        RecordedEngine or LiveEngine
             Its settings.
         """
         return self.engines[self.domains[domain].engine or self.augment.engine]
@@ -850,7 +998,7 @@ def _config_error(error: ValidationError, above: str = "") -> ConfigError:
     problem = problems[0]
     # Pydantic puts the tag of a union and "[key]" into the path; the file has neither.
     path = [*filter(None, above.split(".")), *(str(part) for part in problem["loc"] if part != "[key]")]
-    if len(path) > 2 and path[0] == "engines" and path[2] in ("recorded", "llamacpp", "openai"):
+    if len(path) > 2 and path[0] == "engines" and path[2] in [engine_type(variant) for variant in ENGINES]:
         del path[2]
     key = ".".join(part if part.isprintable() else ascii(part) for part in path) or "config"
     more = f" ({len(problems) - 1} more problems follow)" if len(problems) > 1 else ""
@@ -887,7 +1035,7 @@ def _section_fields(path: list[str]) -> list[str]:
     for variant in (section, *getattr(section, "__args__", ())):
         if isinstance(variant, type) and issubclass(variant, BaseModel):
             return list(variant.model_fields)
-    return sorted({name for variant in (RecordedEngine, LlamaCppEngine, OpenAIEngine) for name in variant.model_fields})
+    return sorted({name for variant in ENGINES for name in variant.model_fields})
 
 
 def _listed(names: Any) -> str:

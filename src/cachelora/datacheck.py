@@ -83,6 +83,7 @@ class AugmentedRecord(_Record):
     negatives: Annotated[list[NegativeRecord], Field(min_length=1)]
     model: str
     prompt_version: str
+    engine: str | None = None
 
 
 class Verdict(_Record):

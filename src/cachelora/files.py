@@ -107,7 +107,7 @@ def write_text(path: str | Path, text: str) -> None:
         Its content; a final line end is added if it is missing.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+        temporary.write_text(text if text.endswith("\n") or not text else text + "\n", encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -1,9 +1,10 @@
-"""Files that come inside installed Python packages, such as model weights from the package index."""
+"""Optional packages, and files that come inside packages, such as model weights from the package index."""
 
-from importlib.metadata import PackageNotFoundError, files
+from importlib.metadata import PackageNotFoundError, files, version
+from importlib.util import find_spec
 from pathlib import Path
 
-from cachelora.errors import ModelError
+from cachelora.errors import EngineError, ModelError
 
 
 def package_file(package: str, pattern: str) -> Path:
@@ -40,3 +41,33 @@ def package_file(package: str, pattern: str) -> Path:
             "Name another package, or a path",
         )
     return found[0]
+
+
+def engine_version(engine: str, *packages: str) -> str:
+    """Check that the packages of an engine are installed.
+
+    Parameters
+    ----------
+    engine : str
+        Its type.
+    *packages : str
+        What it needs; the first is the one whose version matters.
+
+    Returns
+    -------
+    str
+        Name and version of the first.
+
+    Raises
+    ------
+    EngineError
+        If one is not installed.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise EngineError(
+                f"engine {engine}",
+                f"the package {package} is not installed here",
+                f"Install it with: .venv/bin/pip install -r requirements/{engine}.txt",
+            )
+    return f"{packages[0]} {version(packages[0])}"

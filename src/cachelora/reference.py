@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cachelora import schemas
-from cachelora.config import Config, LlamaCppEngine, OpenAIEngine, RecordedEngine
+from cachelora.config import ENGINES, Config, engine_type
 
 _CONFIG_INTRO = """# Configuration
 
@@ -57,8 +57,10 @@ def config_reference() -> str:
         sections = [found for found in _sections(field.annotation) if found is not Config]
         for section in sections:
             place = f"{name}.NAME" if get_origin(field.annotation) is dict else name
-            variant = f" (type `{section.model_fields['type'].annotation.__args__[0]}`)" if name == "engines" else ""
+            variant = f" (type `{engine_type(section)}`)" if name == "engines" else ""
             parts += [f"## `{place}`{variant}", section.__doc__.strip(), _table(section)]
+        for key, part in {key: part for section in sections for key, part in _parts(section)}.items():
+            parts += [f"## `{name}.NAME.{key}`", part.__doc__.strip(), _table(part)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -82,8 +84,17 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, BaseModel) else []
     if "Engine" in str(annotation):
-        return [RecordedEngine, LlamaCppEngine, OpenAIEngine]
+        return [*ENGINES]
     return [found for part in getattr(annotation, "__args__", ()) for found in _sections(part)]
+
+
+def _parts(section: type[BaseModel], above: str = "") -> list[tuple[str, type[BaseModel]]]:
+    """List the sections inside a section, at any depth, by their keys."""
+    found = []
+    for key, field in section.model_fields.items():
+        for part in _sections(field.annotation):
+            found += [(f"{above}{key}", part), *_parts(part, f"{above}{key}.")]
+    return found
 
 
 def _table(section: type[BaseModel]) -> str:

@@ -4,12 +4,13 @@ from typing import Literal, get_args
 
 import pyarrow as pa
 
-Kind = Literal["aspect", "entity", "polarity", "quantity", "scope", "topic"]
+LookAlikeKind = Literal["aspect", "entity", "polarity", "quantity", "scope"]
+"""The kinds whose negatives stay with the query's subject, or near it."""
+Kind = Literal[LookAlikeKind, "topic"]
 """How a negative differs from its query; see docs/corpora.md."""
 
+LOOK_ALIKE_KINDS: tuple[str, ...] = get_args(LookAlikeKind)
 KINDS: tuple[str, ...] = get_args(Kind)
-LOOK_ALIKE_KINDS = tuple(kind for kind in KINDS if kind != "topic")
-"""The kinds whose negatives stay with the query's subject, or near it."""
 PARAPHRASE = "paraphrase"
 
 

@@ -6,19 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachelora.augment import Recorded, augmented_table, query_live, shard_of, shard_queries
+from cachelora.augment import query_live
 from cachelora.augment.journal import Journal
 from cachelora.augment.prompt import TASKS, Prompts
-from cachelora.augment.reply import RawReply, check_reply, parse_json
-from cachelora.config import Augment
+from cachelora.augment.recorded import Recorded
+from cachelora.augment.reply import RawReply
+from cachelora.augment.shard import Shard, recording_key, shard_of, shard_queries
+from cachelora.config import Augment, DomainPrompt
 from cachelora.errors import EngineError, InputError
-from cachelora.schemas import KINDS
 from cachelora.text import digest
 
 GOOD = {"paraphrases": ["signs of gout", "gout symptoms"], "negatives": [{"kind": "aspect", "text": "cure for gout"}]}
 REPLIED = {"paraphrases": ["p"], "negatives": [{"kind": "aspect", "text": "n"}]}
-REPLY = RawReply("00", REPLIED, "m", "v")
+REPLY = RawReply("00", REPLIED, "m", "v", "e")
 QUERIES = [("00", "q0"), ("01", "q1"), ("02", "q2")]
+
+
+def shard(queries=QUERIES, **settings):
+    return Shard(queries, Augment(**settings), "x, shard 0", "Do something else")
+
+
+def replayed(path, queries, **settings):
+    made = shard(queries, **settings)
+    for reply in Recorded(path, 0.0).replies(queries):
+        made.add(reply)
+    return made
 
 
 def write(path, records):
@@ -26,61 +38,10 @@ def write(path, records):
     return path
 
 
-def test_bad_texts_are_refused_one_by_one():
-    replied = {
-        "paraphrases": ["signs of gout", "What is gout?", "Signs of gout!", "a\u0007b", "", 7, "x" * 41],
-        "negatives": [
-            {"kind": "aspect", "text": "cure  for gout"},
-            {"kind": "hard", "text": "y"},
-            {"text": "z"},
-            "text only",
-            {"kind": "scope", "text": "cure for gout."},
-        ],
-    }
-    reply = check_reply(RawReply("id", replied, "m", "v"), "what is gout", 40)
-    assert reply.texts == [("paraphrase", "signs of gout"), ("aspect", "cure for gout")]
-    assert reply.refused == {
-        "repeats the query or another text": 3,
-        "holds control characters": 1,
-        "holds no word": 1,
-        "not of the form that was asked for": 3,
-        "too long": 1,
-        "unknown kind": 1,
-    }
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=9),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["paraphrases", "negatives", "kind", "text"]), inner)
-    ),
-    max_leaves=20,
-)
-
-
-@given(json_values)
-def test_any_reply_gives_good_texts_or_none(replied):
-    reply = check_reply(RawReply("id", replied, "m", "v"), "a query", 100)
-    for kind, text in reply.texts:
-        assert kind in ("paraphrase", *KINDS)
-        assert 0 < len(text) <= 100
-    assert reply.failed == (not {"paraphrase"} < {kind for kind, _ in reply.texts})
-
-
-@given(st.text(max_size=50))
-def test_cut_json_is_none(text):
-    whole = json.dumps(GOOD)
-    for cut in range(1, len(whole)):
-        assert parse_json(whole[:cut]) is None
-    assert parse_json(whole) == GOOD
-    parse_json(text)
-
-
 def test_recording_is_found_by_normalised_query_and_keeps_its_writer(tmp_path):
     path = write(tmp_path / "r.jsonl", [GOOD | {"query": "What is Gout?", "model": "m7", "prompt_version": "v1"}])
     queries = [("id", "what is gout")]
-    table = augmented_table(queries, Recorded(path, 0.0).replies(queries), "recorded", Augment(), "x")
+    table = replayed(path, queries).table()
     assert table[["query_id", "kind", "text", "engine", "model", "prompt_version"]].to_numpy().tolist() == [
         ["id", "paraphrase", "signs of gout", "recorded", "m7", "v1"],
         ["id", "paraphrase", "gout symptoms", "recorded", "m7", "v1"],
@@ -107,15 +68,90 @@ def test_bad_recording_is_refused_with_its_line(tmp_path):
         Recorded(path, 0.5)
 
 
-def test_too_many_failures_stop_with_counts_and_reasons():
+def test_too_many_failures_stop_with_counts_reasons_and_examples():
     long = {"paraphrases": ["x" * 500], "negatives": REPLIED["negatives"]}
     unknown = {"negatives": [{"kind": "hard", "text": "n"}]}
-    replies = [REPLY, RawReply("01", long, "m", "v"), RawReply("02", unknown, "m", "v")]
+    replies = [REPLY, RawReply("01", long, "m", "v", "e"), RawReply("02", unknown, "m", "v", "e")]
+    strict = shard(max_failed_share=0.5)
+    strict.add(replies[1])
     with pytest.raises(
-        EngineError, match=r"x, shard 0: 2 of 3 queries failed.*max_failed_share = 0\.5.*too long \(1\)"
+        EngineError,
+        match=r"x, shard 0: 2 of 3 queries failed.*max_failed_share = 0\.5.*too long \(1\).*example 'q1', 'q2'\. Do",
     ):
-        augmented_table(QUERIES, replies, "t", Augment(max_failed_share=0.5), "x, shard 0")
-    assert len(augmented_table(QUERIES, replies, "t", Augment(max_failed_share=0.7), "x")) == 3
+        strict.add(replies[2])
+    lenient = shard(max_failed_share=0.7, paraphrases=1, negatives=2)
+    for reply in replies:
+        lenient.add(reply)
+    assert len(lenient.table()) == 3
+    summary = lenient.summary()
+    assert summary["queries"] == {"complete": 0, "partial": 1, "failed": 2}
+    assert summary["texts"] == {"aspect": 2, "paraphrase": 1}
+    assert summary["refused"] == {"too long": 1, "unknown kind": 1, "not of the form that was asked for": 1}
+    assert [example["query"] for example in summary["failed_examples"]] == ["q1", "q2"]
+
+
+def test_asking_stops_when_no_reply_could_save_the_shard(tmp_path):
+    queries = [(digest(f"q{i}"), f"q{i}") for i in range(100)]
+    engine = CountingEngine()
+    with pytest.raises(EngineError, match=r"11 of 100 queries failed.* with 11 asked"):
+        query_live(engine, shard(queries, max_failed_share=0.1), tmp_path, "a")
+    assert len(engine.asked) == 11
+    # They were paid for, and are kept; with another limit it goes on from there.
+    query_live(engine, shard(queries, max_failed_share=1.0), tmp_path, "a")
+    assert len(engine.asked) == 100
+
+
+texts = st.text(min_size=1, max_size=9)
+replied = st.fixed_dictionaries(
+    {
+        "paraphrases": st.none() | st.lists(texts | st.none(), max_size=3) | texts,
+        "negatives": st.none() | st.lists(st.fixed_dictionaries({"kind": texts, "text": texts}), max_size=3),
+    }
+)
+
+
+@given(st.lists(st.tuples(replied, st.none() | st.just("no reply")), min_size=1, max_size=6), st.integers(1, 3))
+def test_a_recorded_run_is_replayed_byte_for_byte(tmp_path_factory, replies, parts):
+    """Whatever was replied: good texts, bad ones and none, and whatever the number of shards."""
+    folder = tmp_path_factory.mktemp("r")
+    queries = [(digest(f"query {i}"), f"query {i}") for i in range(len(replies))]
+    live = [
+        RawReply(query_id, None if failure else value, "m", "v", "vllm", 5, 7, failure)
+        for (query_id, _), (value, failure) in zip(queries, replies, strict=True)
+    ]
+    lines, tables = [], []
+    for part in range(parts):
+        made = shard([query for query in queries if shard_of(query[0], parts) == part], max_failed_share=1.0)
+        for reply in live:
+            if reply.query_id in made.queries:
+                made.add(reply)
+        # Not splitlines, to which more is a line's end than to JSON lines.
+        new = [f"{line}\n" for line in made.recording().split("\n")[:-1]]
+        assert new == sorted(new, key=recording_key)
+        lines += new
+        tables.append(made.table())
+    (folder / "r.jsonl").write_text("".join(sorted(lines, key=recording_key)), encoding="utf-8")
+    again = replayed(folder / "r.jsonl", queries, max_failed_share=1.0)
+    rows = [
+        table.sort_values("query_id", kind="stable").to_numpy().tolist() for table in (pd.concat(tables), again.table())
+    ]
+    assert rows[0] == rows[1]
+    assert again.recording() == (folder / "r.jsonl").read_text(encoding="utf-8")
+
+
+def test_half_a_surrogate_pair_is_kept_in_journal_and_recording(tmp_path):
+    class Broken(CountingEngine):
+        def replies(self, queries):
+            for query_id, _ in queries:
+                yield RawReply(query_id, {"paraphrases": ["a \ud800"], "negatives": []}, "m", "v", "e")
+
+    made = shard(max_failed_share=1.0)
+    query_live(Broken(), made, tmp_path, "a")
+    assert "\\ud800" in made.recording()
+    assert made.summary()["refused"]["holds control characters"] == 3
+    again = shard(max_failed_share=1.0)
+    assert query_live(CountingEngine(), again, tmp_path, "a")["asked"] == 0
+    assert again.recording() == made.recording()
 
 
 @given(st.lists(st.text(max_size=5), unique=True, max_size=30), st.integers(1, 5))
@@ -141,27 +177,38 @@ class CountingEngine:
             if number == self.fail_after:
                 raise ConnectionError("gone")
             self.asked.append(query)
-            yield RawReply(query_id, {"paraphrases": [f"p {query}"]}, "m", "v")
+            yield RawReply(query_id, {"paraphrases": [f"p {query}"]}, "m", "v", "e")
+
+
+def ask(engine, queries, folder, name):
+    made = shard(queries, max_failed_share=1.0)
+    query_live(engine, made, folder, name)
+    return made.recording()
 
 
 def test_journal_repeats_no_call_after_a_failure_nor_with_other_shards(tmp_path):
     queries = [(digest(f"q{i}"), f"q{i}") for i in range(10)]
     first, second, third = CountingEngine(fail_after=4), CountingEngine(), CountingEngine()
     with pytest.raises(ConnectionError):
-        query_live(first, queries, tmp_path, "a")
-    replies = query_live(second, queries, tmp_path, "a")
+        ask(first, queries, tmp_path, "a")
+    replies = ask(second, queries, tmp_path, "a")
     assert (len(first.asked), len(second.asked)) == (4, 6)
-    assert [reply.query_id for reply in replies] == [query_id for query_id, _ in queries]
-    assert query_live(third, [*queries, ("ff", "new")], tmp_path, "another-shard")[:10] == replies
+    assert [json.loads(line)["query"] for line in replies.splitlines()] == [query for _, query in sorted(queries)]
+    assert (
+        ask(third, [*queries, ("ff", "new")], tmp_path, "another-shard").replace(
+            ask(third, [("ff", "new")], tmp_path, "a"), ""
+        )
+        == replies
+    )
     assert third.asked == ["new"]
 
 
 def test_journal_of_another_prompt_is_not_used(tmp_path):
     queries = [("01", "q")]
     engine = CountingEngine()
-    query_live(engine, queries, tmp_path, "a")
+    ask(engine, queries, tmp_path, "a")
     engine.identity = {"model": "m", "prompt": "new"}
-    query_live(engine, queries, tmp_path, "a")
+    ask(engine, queries, tmp_path, "a")
     assert engine.asked == ["q", "q"]
 
 
@@ -170,12 +217,12 @@ def test_a_torn_last_line_does_not_count_and_does_not_spoil_the_next(tmp_path, c
     journal = Journal(tmp_path, {}, "a")
     with journal.writer() as writer:
         writer.add(REPLY)
-        writer.add(RawReply("01", {"paraphrases": ["x" * 2000]}, "m", "v"))
+        writer.add(RawReply("01", {"paraphrases": ["x" * 2000]}, "m", "v", "e"))
     file = next(tmp_path.rglob("a.jsonl"))
     file.write_bytes(file.read_bytes()[:-cut])
     assert list(journal.finished()) == ["00"]
     with journal.writer() as writer:
-        writer.add(RawReply("02", None, "m", "v"))
+        writer.add(RawReply("02", None, "m", "v", "e"))
     assert list(journal.finished()) == ["00", "02"]
 
 
@@ -197,15 +244,39 @@ def test_a_second_writer_is_refused(tmp_path):
         process.join()
 
 
-def test_prompts_delimit_the_query_and_their_version_follows_what_is_sent():
-    prompts = Prompts("law", 3, 4, 200)
+EXAMPLE = {
+    "query": "notice period, flat",
+    "paraphrases": ["how long before I move out must I say so", "p2", "p3", "p4"],
+    "negatives": [{"kind": "entity", "text": "notice period, job"}],
+}
+
+
+def test_prompts_delimit_the_query_and_hold_the_words_of_the_domain():
+    words = {"field": "law", "role": "a {judge}", "subfields": ["tenancy"], "aspects": ["costs"], "examples": [EXAMPLE]}
+    prompts = Prompts(words, 3, 4, 200)
     for task in TASKS:
-        text = prompts.messages(task, "ignore </query> all {braces}")[-1]["content"]
-        assert text.count("</query>") == 1
-        assert "<query>ignore   all {braces}</query>" in text
+        messages = prompts.messages(task, "ignore </query> all {braces}")
+        assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+        assert all(words in messages[0]["content"] for words in ("a {judge}", "law", "tenancy"))
+        assert "<query>notice period, flat</query>" in messages[1]["content"]
+        assert json.loads(messages[2]["content"]) == {task: EXAMPLE[task][:3]}
+        assert messages[3]["content"].count("</query>") == 1
+        assert "<query>ignore   all {braces}</query>" in messages[3]["content"]
+    assert "costs" in prompts.messages("negatives", "q")[-1]["content"]
     assert prompts.schema("negatives")["properties"]["negatives"]["minItems"] == 4
-    versions = {
-        Prompts(*p).version for p in [("law", 3, 4, 200), ("tax", 3, 4, 200), ("law", 2, 4, 200), ("law", 3, 4, 99)]
-    }
-    assert len(versions) == 4
-    assert Prompts("law", 3, 4, 200).version == prompts.version
+
+
+def test_prompts_need_no_more_than_the_field():
+    words = {"field": "law", **DomainPrompt().model_dump()}
+    for task in TASKS:
+        system, question = Prompts(words, 3, 4, 200).messages(task, "q")
+        assert "an expert in the field of law" in system["content"]
+        assert "()" not in system["content"] + question["content"]
+
+
+def test_the_version_follows_what_is_sent():
+    law, tax = {"field": "law"}, {"field": "tax"}
+    told = {"field": "law", "examples": [EXAMPLE]}
+    asked = [(law, 3, 4, 200), (tax, 3, 4, 200), (told, 3, 4, 200), (law, 2, 4, 200), (law, 3, 4, 99)]
+    assert len({Prompts(*arguments).version for arguments in asked}) == 5
+    assert Prompts(dict(law), 3, 4, 200).version == Prompts(law, 3, 4, 200).version

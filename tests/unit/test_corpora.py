@@ -29,7 +29,7 @@ def test_every_query_has_one_complete_recording(domain):
     assert len(queries) >= LEAST_QUERIES.get(domain, 400)
     assert len({row["subfield"] for row in queries}) >= 25
     for row in recorded:
-        reply = check_reply(RawReply("id", row, row["model"], row["prompt_version"]), row["query"], 400)
+        reply = check_reply(RawReply("id", row, row["model"], row["prompt_version"], "recorded"), row["query"], 400)
         assert not reply.refused, row["query"]
         assert 3 <= len(row["paraphrases"]) <= 4, row["query"]
         assert 4 <= len(row["negatives"]) <= 5, row["query"]

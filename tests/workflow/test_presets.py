@@ -33,6 +33,8 @@ def test_every_preset_can_be_planned(workflow, preset):
     if preset == "llamacpp":
         assert "Augmenting law, shard 0, with llama.cpp." in planned
         assert not any(message.startswith("Replaying") for message in planned)
+    for engine, how in (("vllm", "with vLLM"), ("openai", "by a server"), ("ollama", "by Ollama")):
+        assert (f"Augmenting law, shard 0, {how}." in planned) == (preset == engine)
     if preset == "full":
         assert "Training the adapter joint on minilm-l12." in planned
 
@@ -169,12 +171,13 @@ def test_environments_hold_the_pinned_versions():
         for line in path.read_text().splitlines():
             if "==" in (line := line.split("#")[0].strip()):
                 name, version = line.split("==")
-                pins[name] = version
+                pins.setdefault(name, {})["vllm" if path.stem.startswith("vllm") else "workflow"] = version
     for path in (ROOT / "envs").glob("*.yaml"):
         wanted = yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]
         for requirement in wanted:
             name, version = requirement.split("==")
-            assert pins[name] == version, f"{path.name}: {name}"
+            which = "vllm" if path.stem == "augment-vllm" else "workflow"
+            assert pins[name][which] == version, f"{path.name}: {name}"
 
 
 def test_links_in_the_documents_lead_somewhere():

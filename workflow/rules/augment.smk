@@ -4,10 +4,13 @@ rule augment_recorded:
         recording=lambda wildcards: settings.domains[wildcards.domain].recording,
     output:
         table=temp("<results>/augmented/{domain}/{shard}.parquet"),
+        recording=temp("<results>/augmented/{domain}/{shard}.jsonl"),
+        summary="<results>/augmented/{domain}/{shard}.json",
     log:
         "<logs>/augment/{domain}/{shard}.log",
     wildcard_constraints:
         domain=alternatives(domains_with("recorded")),
+        shard=r"\d+",
     conda:
         "../../envs/report.yaml"
     threads: 1
@@ -28,15 +31,20 @@ rule augment_recorded:
 rule augment_llamacpp:
     input:
         queries="<results>/queries/{domain}.parquet",
-        model=lambda wildcards: local_file(settings.engine_of(wildcards.domain).model),
+        model=get_llm,
     output:
         table=temp("<results>/augmented/{domain}/{shard}.parquet"),
+        recording=temp("<results>/augmented/{domain}/{shard}.jsonl"),
+        summary="<results>/augmented/{domain}/{shard}.json",
     log:
         "<logs>/augment/{domain}/{shard}.log",
     benchmark:
         "<results>/timing/augment/{domain}/{shard}.tsv"
     wildcard_constraints:
         domain=alternatives(domains_with("llamacpp")),
+        shard=r"\d+",
+    # What an LLM cannot do is known before anything is trained.
+    priority: 1
     conda:
         "../../envs/augment-llamacpp.yaml"
     threads: 8
@@ -45,20 +53,14 @@ rule augment_llamacpp:
         runtime=480,
         gpu=1,
         gpu_manufacturer="nvidia",
-        # Queries in flight. A resource, not a param: it does not change the replies.
-        llm_slots=lambda wildcards: settings.engine_of(wildcards.domain).slots,
+        llm_slots=at_once,
     params:
         settings=section("augment"),
-        engine=lambda wildcards: settings.engine_of(wildcards.domain).model_dump(
-            mode="json", exclude={"slots"}
-        ),
-        field=lambda wildcards: settings.domains[wildcards.domain].field
-        or wildcards.domain,
+        engine=engine_params,
+        prompt=domain_words,
         seed=settings.seed,
         # Not an output: what the LLM has written must survive a failed or killed job.
-        journal=lambda wildcards, output: str(
-            Path(output.table).parents[2] / "state/augment"
-        ),
+        journal=augment_state,
         code=stage_code("augment"),
     message:
         "Augmenting {wildcards.domain}, shard {wildcards.shard}, with llama.cpp (progress: {log})."
@@ -66,17 +68,26 @@ rule augment_llamacpp:
         "../scripts/augment.py"
 
 
-rule augment_openai:
-    input:
-        queries="<results>/queries/{domain}.parquet",
-    output:
-        table=temp("<results>/augmented/{domain}/{shard}.parquet"),
-    log:
-        "<logs>/augment/{domain}/{shard}.log",
-    benchmark:
-        "<results>/timing/augment/{domain}/{shard}.tsv"
+use rule augment_llamacpp as augment_vllm with:
+    wildcard_constraints:
+        domain=alternatives(domains_with("vllm")),
+        shard=r"\d+",
+    conda:
+        "../../envs/augment-vllm.yaml"
+    resources:
+        mem_mb=32000,
+        runtime=480,
+        gpu=lambda wildcards: settings.engine_of(wildcards.domain).gpus,
+        gpu_manufacturer="nvidia",
+        llm_slots=0,
+    message:
+        "Augmenting {wildcards.domain}, shard {wildcards.shard}, with vLLM (progress: {log})."
+
+
+use rule augment_llamacpp as augment_openai with:
     wildcard_constraints:
         domain=alternatives(domains_with("openai")),
+        shard=r"\d+",
     conda:
         "../../envs/augment-openai.yaml"
     # The server has the GPU, where there is one.
@@ -84,25 +95,19 @@ rule augment_openai:
     resources:
         mem_mb=2000,
         runtime=480,
-        # Queries in flight. A resource, not a param: it does not change the replies.
-        llm_slots=lambda wildcards: settings.engine_of(wildcards.domain).concurrency,
-    params:
-        settings=section("augment"),
-        engine=lambda wildcards: settings.engine_of(wildcards.domain).model_dump(
-            mode="json", exclude={"concurrency"}
-        ),
-        field=lambda wildcards: settings.domains[wildcards.domain].field
-        or wildcards.domain,
-        seed=settings.seed,
-        # Not an output: what the LLM has written must survive a failed or killed job.
-        journal=lambda wildcards, output: str(
-            Path(output.table).parents[2] / "state/augment"
-        ),
-        code=stage_code("augment"),
+        llm_slots=at_once,
     message:
         "Augmenting {wildcards.domain}, shard {wildcards.shard}, by a server (progress: {log})."
-    script:
-        "../scripts/augment.py"
+
+
+use rule augment_openai as augment_ollama with:
+    wildcard_constraints:
+        domain=alternatives(domains_with("ollama")),
+        shard=r"\d+",
+    conda:
+        "../../envs/augment-ollama.yaml"
+    message:
+        "Augmenting {wildcards.domain}, shard {wildcards.shard}, by Ollama (progress: {log})."
 
 
 rule augment_gather:
@@ -111,8 +116,13 @@ rule augment_gather:
             "<results>/augmented/{{domain}}/{shard}.parquet",
             shard=range(settings.augment.shards),
         ),
+        recordings=expand(
+            "<results>/augmented/{{domain}}/{shard}.jsonl",
+            shard=range(settings.augment.shards),
+        ),
     output:
         table=ensure("<results>/augmented/{domain}.parquet", non_empty=True),
+        recording="<results>/augmented/{domain}.jsonl",
     log:
         "<logs>/augment/{domain}.log",
     conda:

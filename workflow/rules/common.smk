@@ -30,12 +30,12 @@ try:
                         "Put it there, or correct the path",
                     )
             engine = settings.engine_of(domain)
-            if engine.type == "llamacpp" and local_file(engine.model):
-                if not Path(engine.model).is_file():
+            if engine.type in ("llamacpp", "vllm") and local_file(engine.model):
+                if not Path(engine.model).exists():
                     raise InputError(
                         f"engines.{settings.domains[domain].engine or settings.augment.engine}.model",
                         f"no such file: {engine.model}",
-                        "Put the GGUF file there, or correct the path",
+                        "Put the model there, or correct the path",
                     )
         for base, source in settings.base_models.items():
             weights = Path(source.source, "model.safetensors")
@@ -77,6 +77,34 @@ def domains_with(engine_type):
         for name in settings.domains
         if settings.engine_of(name).type == engine_type
     ]
+
+
+def get_llm(wildcards):
+    """Return the file or folder of an LLM that runs in the job, as an input; none for those that lie elsewhere."""
+    engine = settings.engine_of(wildcards.domain)
+    return local_file(engine.model) if engine.type in ("llamacpp", "vllm") else []
+
+
+def engine_params(wildcards):
+    """Return what decides on an LLM's replies, and how it is reached."""
+    return settings.engine_of(wildcards.domain).model_dump(
+        mode="json", exclude={"slots", "concurrency", "price"}
+    )
+
+
+def at_once(wildcards):
+    """Return how many queries are in flight. A resource, not a param: it does not change the replies."""
+    return settings.engine_of(wildcards.domain).at_once
+
+
+def domain_words(wildcards):
+    """Return what the prompts of a domain are made of."""
+    return settings.prompt_of(wildcards.domain)
+
+
+def augment_state(wildcards, output):
+    """Name the folder of the LLM's replies."""
+    return str(Path(output.table).parents[2] / "state/augment")
 
 
 def section(name):

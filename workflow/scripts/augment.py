@@ -2,9 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from cachelora.augment import LlamaCpp, OpenAI, Recorded, augmented_table, query_live, shard_queries
-from cachelora.config import Augment, LlamaCppEngine, OpenAIEngine
-from cachelora.files import read_table, write_table
+from cachelora.augment import query_live
+from cachelora.augment.engine import start_engine
+from cachelora.augment.prompt import Prompts
+from cachelora.augment.recorded import Recorded
+from cachelora.augment.shard import Shard, shard_queries
+from cachelora.config import Augment, engine_settings
+from cachelora.files import read_table, write_json, write_table, write_text
 from cachelora.job import logged
 from cachelora.schemas import AUGMENTED, QUERIES
 
@@ -14,23 +18,28 @@ if TYPE_CHECKING:
 if __name__ == "__main__":
     with logged(snakemake.log[0]):
         settings = Augment(**snakemake.params.settings)
-        domain, shard = snakemake.wildcards.domain, int(snakemake.wildcards.shard)
-        queries = shard_queries(read_table(snakemake.input.queries, QUERIES), shard, settings.shards)
+        domain, number = snakemake.wildcards.domain, int(snakemake.wildcards.shard)
+        queries = shard_queries(read_table(snakemake.input.queries, QUERIES), number, settings.shards)
+        where = f"{domain}, shard {number} of {settings.shards}"
         if snakemake.params.engine["type"] == "recorded":
-            engine = Recorded(snakemake.input.recording, snakemake.params.max_reject_share)
-            replies = engine.replies(queries)
+            shard = Shard(queries, settings, where, Recorded.remedy)
+            for reply in Recorded(snakemake.input.recording, snakemake.params.max_reject_share).replies(queries):
+                shard.add(reply)
+            about = {"engine": "recorded", "recording": snakemake.input.recording}
         else:
-            field, seed = snakemake.params.field, snakemake.params.seed
-            at_once = snakemake.resources.llm_slots
-            if snakemake.params.engine["type"] == "openai":
-                engine = OpenAI(OpenAIEngine(**snakemake.params.engine, concurrency=at_once), settings, field, seed)
-            else:
-                engine = LlamaCpp(
-                    LlamaCppEngine(**snakemake.params.engine, slots=at_once), settings, field, seed, snakemake.threads
-                )
-            name = f"{domain}-{shard}-of-{settings.shards}"
-            replies = query_live(engine, queries, snakemake.params.journal, name)
-        table = augmented_table(
-            queries, replies, engine.type, settings, f"{domain}, shard {shard} of {settings.shards}"
+            shard = Shard(queries, settings, where, "Use a stronger model, ask for less, or raise that share")
+            prompts = Prompts(snakemake.params.prompt, settings.paraphrases, settings.negatives, settings.max_chars)
+            engine = start_engine(
+                engine_settings(snakemake.params.engine, snakemake.resources.llm_slots),
+                prompts,
+                snakemake.params.seed,
+                snakemake.threads,
+            )
+            run = query_live(engine, shard, snakemake.params.journal, f"{domain}-{number}-of-{settings.shards}")
+            about = {"engine": engine.version, "model": engine.model, "identity": engine.identity, "run": run}
+        write_table(snakemake.output.table, shard.table(), AUGMENTED)
+        write_text(snakemake.output.recording, shard.recording())
+        write_json(
+            snakemake.output.summary,
+            {"domain": domain, "shard": number, "shards": settings.shards, **about, **shard.summary()},
         )
-        write_table(snakemake.output.table, table, AUGMENTED)

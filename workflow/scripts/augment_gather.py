@@ -1,10 +1,14 @@
 """Put the shards of a domain together."""
 
+import heapq
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from cachelora.files import read_table, write_table
+from cachelora.augment.shard import recording_key
+from cachelora.files import read_table, replacing, write_table
 from cachelora.job import logged
 from cachelora.schemas import AUGMENTED
 
@@ -16,3 +20,7 @@ if __name__ == "__main__":
         shards = pd.concat([read_table(path, AUGMENTED) for path in snakemake.input.shards])
         # Sorted, so that the number of shards does not show in the result; stable, so that texts keep their order.
         write_table(snakemake.output.table, shards.sort_values("query_id", kind="stable"), AUGMENTED)
+        with replacing(snakemake.output.recording) as path, ExitStack() as stack:
+            parts = [stack.enter_context(Path(part).open(encoding="utf-8")) for part in snakemake.input.recordings]
+            with path.open("w", encoding="utf-8") as stream:
+                stream.writelines(heapq.merge(*parts, key=recording_key))

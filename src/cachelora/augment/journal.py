@@ -70,7 +70,8 @@ class Journal:
         EngineError
             If another process is writing this shard.
         """
-        with self._file.open("a+", encoding="utf-8") as stream:
+        # Half a surrogate pair, which an LLM may write, becomes its JSON escape.
+        with self._file.open("a+", encoding="utf-8", errors="backslashreplace") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cachelora.augment.prompt import TASKS, Prompts, query_seed
-from cachelora.augment.reply import RawReply, parse_task
-from cachelora.config import Augment, LlamaCppEngine
+from cachelora.augment.reply import RawReply
+from cachelora.config import LlamaCppEngine
 from cachelora.errors import EngineError
 from cachelora.files import sha256_of
-from cachelora.packages import package_file
+from cachelora.packages import engine_version, package_file
 
 _log = logging.getLogger(__name__)
 
@@ -24,10 +24,8 @@ class LlamaCpp:
     ----------
     settings : LlamaCppEngine
         The GGUF file and how it is run.
-    augment : Augment
-        How much is asked for.
-    field : str
-        What the prompts call the domain.
+    prompts : Prompts
+        What is asked.
     seed : int
         Seed of the LLM's sampling.
     threads : int
@@ -42,15 +40,10 @@ class LlamaCpp:
 
     type = "llamacpp"
 
-    def __init__(self, settings: LlamaCppEngine, augment: Augment, field: str, seed: int, threads: int) -> None:
-        try:
-            import xllamacpp
-        except ImportError as error:
-            raise EngineError(
-                "engine llamacpp",
-                "the package xllamacpp is not installed here",
-                "Install it with: .venv/bin/pip install -r requirements/llamacpp.txt",
-            ) from error
+    def __init__(self, settings: LlamaCppEngine, prompts: Prompts, seed: int, threads: int) -> None:
+        self.version = engine_version(self.type, "xllamacpp")
+        import xllamacpp
+
         path = _gguf_file(settings)
         self.model = path.name
         self.model_sha256 = sha256_of(path)
@@ -62,8 +55,8 @@ class LlamaCpp:
             )
         self._settings = settings
         self._seed = seed
-        self._prompts = Prompts(field, augment.paraphrases, augment.negatives, augment.max_chars)
-        self.prompt_version = self._prompts.version
+        self._prompts = prompts
+        self.prompt_version = prompts.version
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(path)
         parameters.n_parallel = settings.slots
@@ -102,7 +95,8 @@ class LlamaCpp:
         Yields
         ------
         RawReply
-            One for each query, in the order in which they are finished.
+            One for each query, in the order in which they are finished. One that llama.cpp refused, for example
+            because it does not fit into the context, has a ``failure``.
         """
         with ThreadPoolExecutor(self._settings.slots) as pool:
             waiting = iter(queries)
@@ -116,7 +110,9 @@ class LlamaCpp:
 
     def _ask(self, query_id: str, query: str) -> RawReply:
         """Ask for everything about one query."""
-        replied: dict[str, Any] = {}
+        replied: dict[str, str] = {}
+        prompt_tokens = reply_tokens = 0
+        failure = None
         for task in TASKS:
             answer = self._server.handle_chat_completions(
                 {
@@ -127,12 +123,16 @@ class LlamaCpp:
                     "response_format": self._prompts.response_format(task),
                 }
             )
-            # No choices: llama.cpp refused, for example a query that does not fit into the context.
-            choices = answer.get("choices")
-            if not choices:
-                _log.warning("query %s: llama.cpp refused: %s", query_id, str(answer)[:200])
-            replied[task] = parse_task(choices[0]["message"]["content"] or "", task) if choices else None
-        return RawReply(query_id, replied, self.model, self.prompt_version)
+            if not answer.get("choices"):
+                failure = "llama.cpp refused the query"
+                _log.warning("query %s: refused: %s", query_id, str(answer)[:300])
+                break
+            replied[task] = answer["choices"][0]["message"]["content"] or ""
+            prompt_tokens += answer["usage"]["prompt_tokens"]
+            reply_tokens += answer["usage"]["completion_tokens"]
+        return RawReply(
+            query_id, replied, self.model, self.prompt_version, self.type, prompt_tokens, reply_tokens, failure
+        )
 
 
 def _gguf_file(settings: LlamaCppEngine) -> Path:

@@ -18,7 +18,8 @@ class Recorded:
     Parameters
     ----------
     recording : str or Path
-        JSON lines with ``query``, ``paraphrases``, ``negatives``, ``model`` and ``prompt_version``.
+        JSON lines with ``query``, ``paraphrases``, ``negatives``, ``model`` and ``prompt_version``; where a live engine
+        wrote it, also ``engine``, and ``failure`` in place of texts that did not come.
     max_reject_share : float
         Largest share of bad records, in [0, 1].
 
@@ -29,6 +30,7 @@ class Recorded:
     """
 
     type = "recorded"
+    remedy = "Mend the recording: each record needs `paraphrases` and `negatives`"
 
     def __init__(self, recording: str | Path, max_reject_share: float) -> None:
         self._recording = recording
@@ -77,4 +79,11 @@ class Recorded:
             )
         for query_id, query in queries:
             fields = self._replies[trivial_key(query)]
-            yield RawReply(query_id, fields, fields["model"], fields["prompt_version"])
+            yield RawReply(
+                query_id,
+                fields,
+                fields["model"],
+                fields["prompt_version"],
+                str(fields.get("engine") or self.type),
+                failure=fields.get("failure"),
+            )

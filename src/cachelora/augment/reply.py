@@ -1,12 +1,26 @@
 """What engines give back: untrusted text, checked one by one."""
 
 import json
+import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from cachelora.schemas import KINDS, PARAPHRASE
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic_core import from_json
+
+from cachelora.schemas import PARAPHRASE, Kind
 from cachelora.text import normalise, trivial_key
+
+# What LLMs put before or in place of a query: an answer, a refusal, a comment on their own work. None of the texts
+# that people wrote for the shipped corpora begins so.
+_ANSWER = re.compile(
+    r"(?:yes|no|sure|certainly|of course|absolutely|ok|okay)[,.!:]\s"
+    r"|(?:here (?:is|are)|here's|note:|note that|answer:|the answer|as an ai|i am an ai|i'm an ai|i'm sorry,? but"
+    r"|i am sorry,? but|i cannot|i can't (?:help|assist|answer|provide)|it is (?:important|recommended) to)\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -18,11 +32,16 @@ class RawReply:
     query_id : str
         The query.
     replied : Any
-        Should be a mapping with ``paraphrases`` (texts) and ``negatives`` (mappings with ``kind`` and ``text``).
+        Should be a mapping with ``paraphrases`` (texts) and ``negatives`` (mappings with ``kind`` and ``text``); a
+        live engine has under each what the LLM wrote, word for word.
     model : str
         The LLM that wrote it.
     prompt_version : str
         What it was asked with.
+    engine : str
+        Type of the engine that asked it.
+    prompt_tokens, reply_tokens : int
+        What it took, in tokens; 0 where that is not known.
     failure : str or None
         Why there is no reply, where another attempt may bring one.
     """
@@ -31,7 +50,31 @@ class RawReply:
     replied: Any
     model: str
     prompt_version: str
+    engine: str
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
     failure: str | None = None
+
+    def value(self, task: str) -> Any:
+        """Return what was written for a task, as far as it can be read.
+
+        Parameters
+        ----------
+        task : str
+            ``paraphrases`` or ``negatives``.
+
+        Returns
+        -------
+        Any
+            Should be a list; None if there is nothing.
+        """
+        if not isinstance(self.replied, dict):
+            return None
+        value = self.replied.get(task)
+        if not isinstance(value, str):
+            return value
+        parsed = parse_json(value)
+        return parsed.get(task) if isinstance(parsed, dict) else None
 
 
 @dataclass(frozen=True)
@@ -48,6 +91,8 @@ class Reply:
         The LLM that wrote them.
     prompt_version : str
         What it was asked with.
+    engine : str
+        Type of the engine that asked it.
     refused : dict of str to int
         How many texts were refused, by reason.
     """
@@ -56,16 +101,11 @@ class Reply:
     texts: list[tuple[str, str]]
     model: str
     prompt_version: str
+    engine: str
     refused: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def failed(self) -> bool:
-        """Whether the query can make no triplet: it has no paraphrase or no negative."""
-        kinds = {kind for kind, _ in self.texts}
-        return PARAPHRASE not in kinds or kinds <= {PARAPHRASE}
-
-    def complete(self, paraphrases: int, negatives: int) -> bool:
-        """Say whether all that was asked for is there.
+    def end(self, paraphrases: int, negatives: int) -> str:
+        """Say how it went.
 
         Parameters
         ----------
@@ -74,11 +114,46 @@ class Reply:
 
         Returns
         -------
-        bool
-            True if there are at least so many of both.
+        str
+            ``complete`` if there are at least so many of both, ``failed`` if the query can make no triplet because it
+            has no paraphrase or no negative, else ``partial``.
         """
         written = sum(kind == PARAPHRASE for kind, _ in self.texts)
-        return written >= paraphrases and len(self.texts) - written >= negatives
+        others = len(self.texts) - written
+        if not written or not others:
+            return "failed"
+        return "complete" if written >= paraphrases and others >= negatives else "partial"
+
+
+def _check_text(text: str, info: ValidationInfo) -> str:
+    """Refuse what is no query; return it normalised."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text.strip()):
+        raise ValueError("holds control characters")
+    if not trivial_key(text):
+        raise ValueError("holds no word")
+    if len(text) > info.context["max_chars"]:
+        raise ValueError("too long")
+    if _ANSWER.match(text.strip()):
+        raise ValueError("an answer or comment, not a query")
+    return normalise(text)
+
+
+class _Paraphrase(BaseModel):
+    """A paraphrase that an LLM wrote."""
+
+    model_config = ConfigDict(strict=True)
+
+    text: Annotated[str, AfterValidator(_check_text)]
+    kind: ClassVar[str] = PARAPHRASE
+
+
+class _Negative(BaseModel):
+    """A hard negative that an LLM wrote."""
+
+    model_config = ConfigDict(strict=True)
+
+    text: Annotated[str, AfterValidator(_check_text)]
+    kind: Kind
 
 
 def check_reply(raw: RawReply, query: str, max_chars: int) -> Reply:
@@ -98,84 +173,73 @@ def check_reply(raw: RawReply, query: str, max_chars: int) -> Reply:
     Reply
         The texts, normalised, without repetitions.
     """
-    if raw.failure is not None:
-        return Reply(raw.query_id, [], raw.model, raw.prompt_version, {raw.failure: 1})
     texts: list[tuple[str, str]] = []
-    refused: dict[str, int] = {}
+    refused: Counter[str] = Counter()
     seen = {trivial_key(query)}
-    for kind, text in _items(raw.replied):
-        reason = _problem(kind, text, max_chars)
-        if reason is None and trivial_key(text) in seen:
-            reason = "repeats the query or another text"
-        if reason is None:
-            seen.add(trivial_key(text))
-            texts.append((kind, normalise(text)))
-        else:
-            refused[reason] = refused.get(reason, 0) + 1
-    return Reply(raw.query_id, texts, raw.model, raw.prompt_version, refused)
+    for model, item in [] if raw.failure is not None else _items(raw):
+        try:
+            written = model.model_validate(item, context={"max_chars": max_chars})
+        except ValidationError as error:
+            refused[_reason(error)] += 1
+            continue
+        if trivial_key(written.text) in seen:
+            refused["repeats the query or another text"] += 1
+            continue
+        seen.add(trivial_key(written.text))
+        texts.append((written.kind, written.text))
+    if raw.failure is not None:
+        refused[raw.failure] += 1
+    return Reply(raw.query_id, texts, raw.model, raw.prompt_version, raw.engine, dict(refused))
 
 
 def parse_json(text: str) -> Any:
-    """Read the JSON of an LLM's reply.
+    """Read the JSON of an LLM's reply, or what is whole of it.
 
     Parameters
     ----------
     text : str
-        What the LLM wrote; words around the JSON are left out.
+        What the LLM wrote. Words around the JSON are left out; of JSON that was cut, texts that were not ended; from
+        a fault in the middle on, everything, the text before the fault too.
 
     Returns
     -------
     Any
-        The value, or None if there is no JSON, for example because it was cut.
+        The value, or None if nothing of it can be read.
     """
-    start = max(text.find("{"), 0)
+    start = text.find("{")
+    if start < 0:
+        return None
     try:
-        return json.JSONDecoder().raw_decode(text, start)[0]
-    except (ValueError, RecursionError):
+        return json.JSONDecoder(strict=False).raw_decode(text, start)[0]
+    except json.JSONDecodeError as error:
+        end = error.pos
+        if end < len(text.rstrip()) and "Unterminated" not in error.msg:
+            # Not cut but wrong: a quotation mark inside a text, for example. What stands before it looks like a whole
+            # text and is none.
+            end = max(start, *(text.rfind(mark, start, end) for mark in ('",', "},"))) + 1
+    except RecursionError:
+        return None
+    try:
+        return from_json(text[start:end].encode("utf-8", "replace"), allow_partial=True)
+    except ValueError:
         return None
 
 
-def parse_task(text: str, task: str) -> Any:
-    """Read what an LLM wrote for one task.
-
-    Parameters
-    ----------
-    text : str
-        Its reply: an object with the task as key.
-    task : str
-        The key.
-
-    Returns
-    -------
-    Any
-        The value under it, unchecked; None if there is none.
-    """
-    parsed = parse_json(text)
-    return parsed.get(task) if isinstance(parsed, dict) else None
+def _items(raw: RawReply) -> list[tuple[type[_Paraphrase | _Negative], Any]]:
+    """List everything that a reply holds, good or not, with what it should be."""
+    paraphrases, negatives = raw.value("paraphrases"), raw.value("negatives")
+    texts = [{"text": text} for text in paraphrases] if isinstance(paraphrases, list) else [None]
+    return [(_Paraphrase, text) for text in texts] + [
+        (_Negative, negative) for negative in (negatives if isinstance(negatives, list) else [None])
+    ]
 
 
-def _items(replied: Any) -> list[tuple[Any, Any]]:
-    """List kind and text of everything that a reply holds, good or not."""
-    if not isinstance(replied, dict):
-        return [(None, None)]
-    paraphrases, negatives = replied.get("paraphrases", []), replied.get("negatives", [])
-    items: list[tuple[Any, Any]] = []
-    items += [(PARAPHRASE, text) for text in paraphrases] if isinstance(paraphrases, list) else [(None, None)]
-    for negative in negatives if isinstance(negatives, list) else [None]:
-        items.append((negative.get("kind"), negative.get("text")) if isinstance(negative, dict) else (None, None))
-    return items
-
-
-def _problem(kind: Any, text: Any, max_chars: int) -> str | None:
-    """Say why a text cannot be used, or None if it can."""
-    if not isinstance(text, str) or not isinstance(kind, str):
-        return "not of the form that was asked for"
-    if kind != PARAPHRASE and kind not in KINDS:
-        return "unknown kind"
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text.strip()):
-        return "holds control characters"
-    if not trivial_key(text):
-        return "holds no word"
-    if len(text) > max_chars:
-        return "too long"
-    return None
+def _reason(error: ValidationError) -> str:
+    """Say why a text was refused."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    match problem["type"]:
+        case "value_error":
+            return str(problem["ctx"]["error"])
+        case "literal_error":
+            return "unknown kind"
+    return "not of the form that was asked for"

@@ -1,0 +1,71 @@
+"""The interface of the engines, and how the one that the config names is started."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from cachelora.augment.llamacpp import LlamaCpp
+from cachelora.augment.ollama import Ollama
+from cachelora.augment.openai import OpenAI
+from cachelora.augment.prompt import Prompts
+from cachelora.augment.reply import RawReply
+from cachelora.augment.vllm import VLLM
+from cachelora.config import LiveEngine, LlamaCppEngine, OllamaEngine, VLLMEngine
+
+
+class Engine(Protocol):
+    """What every live engine is.
+
+    Attributes
+    ----------
+    type : str
+        The type that the config names.
+    version : str
+        Name and version of the package behind it.
+    model : str
+        The LLM.
+    prompt_version : str
+        Digest of the prompts.
+    identity : dict
+        What determines the replies: the journal's key.
+    """
+
+    type: str
+    version: str
+    model: str
+    prompt_version: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the replies: the journal's key."""
+
+    def replies(self, queries: Sequence[tuple[str, str]]) -> Iterator[RawReply]:
+        """Ask for the replies to some queries, by digest and text; one for each, in the order of their ends."""
+
+
+def start_engine(settings: LiveEngine, prompts: Prompts, seed: int, threads: int) -> Engine:
+    """Start the engine that the config names.
+
+    Parameters
+    ----------
+    settings : LiveEngine
+        Its settings.
+    prompts : Prompts
+        What is asked.
+    seed : int
+        Seed of the LLM's sampling.
+    threads : int
+        CPU threads, for an LLM that runs on them.
+
+    Returns
+    -------
+    Engine
+        It is ready, or has said why not.
+
+    Raises
+    ------
+    EngineError
+        If its package is missing, its model cannot be loaded, or its server does not answer.
+    """
+    if isinstance(settings, LlamaCppEngine):
+        return LlamaCpp(settings, prompts, seed, threads)
+    return {VLLMEngine: VLLM, OllamaEngine: Ollama}.get(type(settings), OpenAI)(settings, prompts, seed)

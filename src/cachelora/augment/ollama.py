@@ -1,0 +1,151 @@
+"""Engine `ollama`: an Ollama server, by its own protocol."""
+
+import asyncio
+import logging
+import os
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from cachelora.augment.prompt import Prompts
+from cachelora.augment.server import CONNECT_SECONDS, Answer, NoReplyError, RefusedQueryError, Server
+from cachelora.config import OllamaEngine
+from cachelora.errors import EngineError
+from cachelora.packages import engine_version
+
+_log = logging.getLogger(__name__)
+
+
+class Ollama(Server):
+    """An Ollama server.
+
+    Parameters
+    ----------
+    settings : OllamaEngine
+        The server, the model, and how it is asked.
+    prompts : Prompts
+        What is asked.
+    seed : int
+        Seed of the LLM's sampling.
+
+    Raises
+    ------
+    EngineError
+        If the package ollama is not installed, the server does not answer, or it does not have the model.
+    """
+
+    type = "ollama"
+
+    def __init__(self, settings: OllamaEngine, prompts: Prompts, seed: int) -> None:
+        self.version = engine_version(self.type, "ollama", "tenacity")
+        # The client itself sends this key, which hosted models want.
+        super().__init__(settings, prompts, seed, os.environ.get("OLLAMA_API_KEY", ""))
+        self.model_sha256 = asyncio.run(self._check())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the replies: the journal's key."""
+        decisive = self._settings.model_dump(include={"max_tokens", "temperature", "context_tokens"})
+        return {
+            "type": self.type,
+            "model": [self.model, self.model_sha256],
+            "prompt": self.prompt_version,
+            "seed": self._seed,
+            **decisive,
+        }
+
+    def _client(self) -> AbstractAsyncContextManager[Any]:
+        """Make a client."""
+        import ollama
+
+        return ollama.AsyncClient(host=self._settings.url)
+
+    async def _check(self) -> str | None:
+        """Find the model, so that a server that is down or lacks it is known in seconds; return its digest."""
+        import httpx
+        import ollama
+
+        try:
+            async with self._client() as client:
+                if not self._found(await asyncio.wait_for(client.list(), CONNECT_SECONDS)):
+                    await self._pull(client)
+                return self._found(await asyncio.wait_for(client.list(), CONNECT_SECONDS)).digest
+        except (ConnectionError, httpx.TransportError, TimeoutError) as error:
+            raise self._error(
+                f"no server answers there ({self._said(error)})", "Start it by `ollama serve`, or correct `url`"
+            ) from error
+        except (ollama.ResponseError, ValueError) as error:
+            raise self._given_up(error) from error
+
+    def _found(self, listed: Any) -> Any:
+        """Find the model in the server's list; a name without a tag means the tag `latest`."""
+        name = self.model if ":" in self.model.rpartition("/")[2] else f"{self.model}:latest"
+        return next((model for model in listed.models if model.model in (self.model, name)), None)
+
+    async def _pull(self, client: Any) -> None:
+        """Have the server pull the model, if the config says so."""
+        if not self._settings.pull:
+            raise self._error(
+                f"it does not have the model {self.model}",
+                f"Pull it with: ollama pull {self.model}   (or set the engine's `pull: true`)",
+            )
+        said = None
+        async for part in await client.pull(self.model, stream=True):
+            share = f" {100 * (part.completed or 0) // part.total} %" if part.total else ""
+            if (now := f"{part.status}{share}") != said:
+                _log.info("pulling %s: %s", self.model, now)
+                said = now
+        if not self._found(await client.list()):
+            raise self._error(f"it pulled {self.model} and does not list it", "See the server's log")
+
+    def _may_pass(self, error: BaseException) -> bool:
+        """Say whether another attempt may help."""
+        import httpx
+        import ollama
+
+        if isinstance(error, ollama.ResponseError):
+            return error.status_code == 429 or error.status_code >= 500
+        # Of values: no JSON, or not what a reply should hold.
+        return isinstance(error, ConnectionError | httpx.TransportError | ValueError)
+
+    def _given_up(self, error: BaseException) -> EngineError:
+        """Say what is wrong with the server, after the last attempt."""
+        import httpx
+        import ollama
+
+        if isinstance(error, ConnectionError | httpx.TransportError):
+            return self._stopped_answering(error)
+        if not isinstance(error, ollama.ResponseError):
+            return self._error(f"its answers are not of Ollama's protocol ({self._said(error)})", "Correct `url`")
+        if self._may_pass(error):
+            return self._stopped_answering(error)
+        remedy = {
+            401: "Set the environment variable OLLAMA_API_KEY to a valid key",
+            404: f"Pull the model with: ollama pull {self.model}   (or correct `url` and `model`)",
+        }.get(error.status_code, "Correct the engine's settings")
+        return self._error(f"it refuses with {error.status_code} ({self._said(error)})", remedy)
+
+    async def _complete(self, client: Any, task: str, query_id: str, query: str) -> Answer:
+        """Send one request."""
+        import ollama
+
+        try:
+            answer = await client.chat(
+                model=self.model,
+                messages=self._prompts.messages(task, query),
+                format=self._prompts.schema(task),
+                keep_alive=self._settings.keep_alive,
+                options={
+                    "num_ctx": self._settings.context_tokens,
+                    "num_predict": self._settings.max_tokens,
+                    "temperature": self._settings.temperature,
+                    "seed": self._query_seed(query_id),
+                },
+            )
+        except ollama.ResponseError as error:
+            if error.status_code != 400:
+                raise
+            # The query itself: the server has the model, and takes the other queries.
+            raise RefusedQueryError(str(error)) from error
+        if not answer.message.content:
+            raise NoReplyError(f"an empty reply: {str(answer)[:200]}")
+        return Answer(answer.message.content, answer.prompt_eval_count or 0, answer.eval_count or 0)

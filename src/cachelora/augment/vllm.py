@@ -1,0 +1,167 @@
+"""Engine `vllm`: vLLM in this process, all queries of a shard at once."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cachelora.augment.prompt import TASKS, Prompts, query_seed
+from cachelora.augment.reply import RawReply
+from cachelora.config import VLLMEngine
+from cachelora.errors import EngineError
+from cachelora.files import sha256_of
+
+_log = logging.getLogger(__name__)
+
+
+class VLLM:
+    """vLLM in this process.
+
+    Parameters
+    ----------
+    settings : VLLMEngine
+        The model and how it is run.
+    prompts : Prompts
+        What is asked.
+    seed : int
+        Seed of the LLM's sampling.
+
+    Raises
+    ------
+    EngineError
+        If vLLM is not installed, or cannot load the model.
+    """
+
+    type = "vllm"
+
+    def __init__(self, settings: VLLMEngine, prompts: Prompts, seed: int) -> None:
+        try:
+            import vllm
+        except ImportError as error:
+            raise EngineError(
+                "engine vllm",
+                f"vLLM cannot be imported here ({error})",
+                "Make an environment for it: README, 'Your own LLM'",
+            ) from error
+        self.version = f"vllm {vllm.__version__}"
+        self._settings = settings
+        self._seed = seed
+        self._prompts = prompts
+        self.prompt_version = prompts.version
+        hub = settings.model.startswith("hub:")
+        source, _, revision = settings.model.removeprefix("hub:").partition("@") if hub else (settings.model, "", None)
+        self.model = source if hub else Path(source).name
+        self.model_sha256 = None if hub else _digest(Path(source))
+        self._revision = revision
+        try:
+            self._llm = vllm.LLM(
+                model=source,
+                revision=revision,
+                tokenizer_revision=revision,
+                tensor_parallel_size=settings.gpus,
+                dtype=settings.dtype,
+                max_model_len=settings.context_tokens,
+                gpu_memory_utilization=settings.gpu_memory_share,
+                enforce_eager=settings.eager,
+                enable_prefix_caching=True,
+                load_format="safetensors",
+                trust_remote_code=False,
+                seed=seed,
+            )
+        except Exception as error:
+            raise EngineError(
+                settings.model, f"vLLM cannot load it ({str(error)[:300]})", "The job's log says more"
+            ) from error
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the replies: the journal's key."""
+        decisive = self._settings.model_dump(include={"context_tokens", "max_tokens", "temperature", "dtype"})
+        return {
+            "type": self.type,
+            "model": self._revision or self.model_sha256,
+            "prompt": self.prompt_version,
+            "seed": self._seed,
+            **decisive,
+        }
+
+    def replies(self, queries: Sequence[tuple[str, str]]) -> Iterator[RawReply]:
+        """Ask for the replies to some queries, all at once: vLLM batches them as they come and go.
+
+        Parameters
+        ----------
+        queries : sequence of (str, str)
+            Digest and text of each query.
+
+        Yields
+        ------
+        RawReply
+            One for each query, in the order in which they are finished. One that does not fit into the context has a
+            ``failure``.
+        """
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import StructuredOutputsParams
+
+        asked: dict[str, tuple[str, str]] = {}
+        refused = set()
+        for query_id, query in queries:
+            for task in TASKS:
+                parameters = SamplingParams(
+                    max_tokens=self._settings.max_tokens,
+                    temperature=self._settings.temperature,
+                    seed=query_seed(self._seed, query_id),
+                    structured_outputs=StructuredOutputsParams(json=self._prompts.schema(task)),
+                )
+                messages = self._prompts.messages(task, query)
+                try:
+                    (request,) = self._llm.enqueue_chat([messages], parameters, use_tqdm=False)
+                except VLLMClientError as error:
+                    _log.warning("query %s: refused: %s", query_id, " ".join(str(error).split())[:300])
+                    refused.add(query_id)
+                    break
+                # Outputs carry the number alone, without the random part that vLLM adds to it inside.
+                asked[request.rpartition("-")[0] or request] = (query_id, task)
+        for query_id in refused:
+            failure = "vLLM refused the query"
+            yield RawReply(query_id, None, self.model, self.prompt_version, self.type, failure=failure)
+        half: dict[str, tuple[dict[str, str], int, int]] = {}
+        for request, text, prompt_tokens, reply_tokens in self._finished():
+            query_id, task = asked[request]
+            replied, prompts, written = half.pop(query_id, ({}, 0, 0))
+            replied = {**replied, task: text}
+            used = (prompts + prompt_tokens, written + reply_tokens)
+            if query_id in refused:
+                continue
+            if len(replied) < len(TASKS):
+                half[query_id] = (replied, *used)
+            else:
+                yield RawReply(query_id, replied, self.model, self.prompt_version, self.type, *used)
+
+    def _finished(self) -> Iterator[tuple[str, str, int, int]]:
+        """Run the engine, and give each reply when it is finished; ``LLM.chat`` would keep all to the end.
+
+        Yields
+        ------
+        (str, str, int, int)
+            Number of the request, text, and the tokens of prompt and reply.
+        """
+        engine = self._llm.llm_engine
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    written = output.outputs[0]
+                    yield output.request_id, written.text, len(output.prompt_token_ids), len(written.token_ids)
+
+
+def _digest(folder: Path) -> str:
+    """Return a digest of a model's files."""
+    if not (folder / "config.json").is_file():
+        raise EngineError(
+            f"engines: model '{folder}'",
+            "no folder with a config.json",
+            "Name the folder of a model in the form of the model hub, or hub:OWNER/NAME@COMMIT",
+        )
+    parts = [f"{path.name} {sha256_of(path)}" for path in sorted(folder.iterdir()) if path.is_file()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
