@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from cachelora.augment.engine import start_engine
+from cachelora.augment.engine import make_engine
 from cachelora.augment.prompt import Prompts
 from cachelora.augment.reply import check_reply
 from cachelora.config import engine_settings, read_config
@@ -37,7 +37,8 @@ if __name__ == "__main__":
     print("|---|---|---|---|---|---|---|---|")
     for at_once in arguments.at_once:
         begin = time.monotonic()
-        engine = start_engine(engine_settings(yaml.safe_load(arguments.engine), at_once), prompts, 1, arguments.threads)
+        engine = make_engine(engine_settings(yaml.safe_load(arguments.engine), at_once), prompts, 1, arguments.threads)
+        engine.start()
         # The first reply of some engines loads or compiles something.
         list(engine.replies([("0" * 16, "what helps against hiccups")]))
         ready = time.monotonic() - begin

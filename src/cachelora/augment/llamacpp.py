@@ -12,7 +12,7 @@ from cachelora.augment.reply import RawReply
 from cachelora.config import LlamaCppEngine
 from cachelora.errors import EngineError
 from cachelora.files import sha256_of
-from cachelora.packages import engine_version, package_file
+from cachelora.packages import installed_version, package_file, require_packages
 
 _log = logging.getLogger(__name__)
 
@@ -34,17 +34,14 @@ class LlamaCpp:
     Raises
     ------
     EngineError
-        If xllamacpp is not installed, or the GGUF file is missing, not the one that the config names, or not one
-        that llama.cpp can load.
+        If the GGUF file is missing, or not the one that the config names.
     """
 
     type = "llamacpp"
 
     def __init__(self, settings: LlamaCppEngine, prompts: Prompts, seed: int, threads: int) -> None:
-        self.version = engine_version(self.type, "xllamacpp")
-        import xllamacpp
-
-        path = _gguf_file(settings)
+        self.version = installed_version("xllamacpp")
+        self._path = path = _gguf_file(settings)
         self.model = path.name
         self.model_sha256 = sha256_of(path)
         if settings.sha256 not in (None, self.model_sha256):
@@ -57,20 +54,8 @@ class LlamaCpp:
         self._seed = seed
         self._prompts = prompts
         self.prompt_version = prompts.version
-        parameters = xllamacpp.CommonParams()
-        parameters.model.path = str(path)
-        parameters.n_parallel = settings.slots
-        parameters.n_ctx = settings.context_tokens * settings.slots
-        parameters.n_gpu_layers = settings.gpu_layers
-        parameters.cpuparams.n_threads = threads
-        parameters.verbosity = -1
-        parameters.warmup = False
-        try:
-            self._server = xllamacpp.Server(parameters)
-        except Exception as error:
-            raise EngineError(
-                str(path), f"llama.cpp cannot load it ({error})", "Check that it is a whole GGUF file"
-            ) from error
+        self._threads = threads
+        self._server: Any = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -83,6 +68,32 @@ class LlamaCpp:
             "seed": self._seed,
             **decisive,
         }
+
+    def start(self) -> None:
+        """Load the model.
+
+        Raises
+        ------
+        EngineError
+            If xllamacpp is not installed, or llama.cpp cannot load the file.
+        """
+        require_packages(self.type, "xllamacpp")
+        import xllamacpp
+
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(self._path)
+        parameters.n_parallel = self._settings.slots
+        parameters.n_ctx = self._settings.context_tokens * self._settings.slots
+        parameters.n_gpu_layers = self._settings.gpu_layers
+        parameters.cpuparams.n_threads = self._threads
+        parameters.verbosity = -1
+        parameters.warmup = False
+        try:
+            self._server = xllamacpp.Server(parameters)
+        except Exception as error:
+            raise EngineError(
+                str(self._path), f"llama.cpp cannot load it ({error})", "Check that it is a whole GGUF file"
+            ) from error
 
     def replies(self, queries: Sequence[tuple[str, str]]) -> Iterator[RawReply]:
         """Ask for the replies to some queries, several at once.

