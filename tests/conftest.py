@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from cachelora.config import BaseModelSource, Config, parse
@@ -22,6 +23,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The tests run in several processes: threads of theirs would wait for one another in busy loops.
 os.environ["OMP_NUM_THREADS"] = "1"
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("cachelora", deadline=None)
+hypothesis.settings.load_profile("cachelora")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from cachelora.errors import ConfigError
 from cachelora.schemas import LookAlikeKind
@@ -88,7 +97,8 @@ class _Section(BaseModel):
     def _check_truth(cls, values: Any) -> Any:
         """Refuse true and false where a number is wanted; pydantic takes them for 1 and 0."""
         for name, field in cls.model_fields.items():
-            if isinstance(values, dict) and isinstance(values.get(name), bool) and field.annotation is not bool:
+            wanted = (field.annotation, *get_args(field.annotation))
+            if isinstance(values, dict) and isinstance(values.get(name), bool) and bool not in wanted:
                 raise ValueError(f"`{name}` is {str(values[name]).lower()}: give it a value, not whether")
         return values
 
@@ -230,6 +240,9 @@ class VLLMEngine(LiveEngine):
     gpus: int = Field(1, ge=1, le=64, description="GPUs of each shard's job, over which the model is divided.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Type of the weights.")
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory that vLLM takes.")
+    chat_template: dict[str, Any] = Field(
+        {}, description="Arguments of the model's chat template, such as `enable_thinking: false`."
+    )
     eager: bool = Field(False, description="Whether it starts without compiling: sooner ready, slower after that.")
 
 
@@ -261,6 +274,20 @@ class OpenAIEngine(ServerEngine):
         pattern="^[A-Z][A-Z0-9_]*$",
         description="Name of the environment variable that holds the API key, where the server wants one.",
     )
+    request: dict[str, Any] = Field(
+        {},
+        description="Further keys of each request, such as `chat_template_kwargs: {enable_thinking: false}`; one that "
+        "is null is left out, as `max_tokens: null` where a server wants `max_completion_tokens`.",
+    )
+
+    @field_validator("request")
+    @classmethod
+    def _check_request(cls, request: dict[str, Any]) -> dict[str, Any]:
+        """Refuse keys that are set elsewhere."""
+        for key in ("messages", "model", "response_format", "stream", "n"):
+            if key in request:
+                raise ValueError(f"`{key}` is not for you to set here: remove it")
+        return request
 
 
 class OllamaEngine(ServerEngine):
@@ -276,6 +303,7 @@ class OllamaEngine(ServerEngine):
     keep_alive: str = Field(
         "10m", pattern=r"^-?[0-9]+(ms|s|m|h)?$", description="How long Ollama keeps the model loaded after a request."
     )
+    think: bool | None = Field(None, description="Whether a model that can think does; null: as the model does it.")
     pull: bool = Field(False, description="Whether a model that Ollama does not have is pulled.")
 
 

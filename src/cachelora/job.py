@@ -39,7 +39,7 @@ def logged(log: str | Path) -> Iterator[None]:
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
         )
         # These write a line for each file they open or each request they make.
-        for name in ("httpx", "filelock", "fsspec", "urllib3"):
+        for name in ("httpx", "httpx2", "filelock", "fsspec", "urllib3"):
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
             yield

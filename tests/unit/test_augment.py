@@ -68,6 +68,14 @@ def test_bad_recording_is_refused_with_its_line(tmp_path):
         Recorded(path, 0.5)
 
 
+def test_a_failure_that_is_no_text_is_set_aside(tmp_path):
+    good = GOOD | {"model": "m", "prompt_version": "v"}
+    path = write(tmp_path / "r.jsonl", [good | {"query": "a"}, good | {"query": "b", "failure": ["x"]}])
+    Recorded(path, 0.5)
+    with pytest.raises(InputError, match=r"r\.jsonl, line 2: 'failure' is not text"):
+        Recorded(path, 0.1)
+
+
 def test_too_many_failures_stop_with_counts_reasons_and_examples():
     long = {"paraphrases": ["x" * 500], "negatives": REPLIED["negatives"]}
     unknown = {"negatives": [{"kind": "hard", "text": "n"}]}

@@ -87,6 +87,7 @@ def test_queries_that_begin_like_answers_are_kept(text):
          {"negatives": [{"kind": "aspect", "text": "x"}, {"kind": "scope"}]}),
         ('Sure!\n```json\n{"paraphrases": ["a"]}\n```', {"paraphrases": ["a"]}),
         ('{"paraphrases": ["two\nlines", "c"]}', {"paraphrases": ["two\nlines", "c"]}),
+        ('<think>as {"paraphrases": ["x"]}?</think>\n{"paraphrases": ["a"]}', {"paraphrases": ["a"]}),
         ("no JSON", None),
         ("", None),
         ("null", None),

@@ -11,6 +11,8 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -20,6 +22,7 @@ from cachelora.augment import query_live
 from cachelora.augment.ollama import Ollama
 from cachelora.augment.openai import OpenAI
 from cachelora.augment.prompt import Prompts
+from cachelora.augment.server import retry_after
 from cachelora.augment.shard import Shard
 from cachelora.cli import main
 from cachelora.config import Augment, OllamaEngine, OpenAIEngine
@@ -83,14 +86,14 @@ class Handler(BaseHTTPRequestHandler):
     def ollama(self):
         return self.path.startswith("/api/")
 
-    def answer(self, text):
+    def answer(self, text, reason="stop"):
         message = {"role": "assistant", "content": text}
         if self.ollama:
-            head = {"model": "m", "created_at": "2026-01-01T00:00:00Z", "done": True, "done_reason": "stop"}
+            head = {"model": "m", "created_at": "2026-01-01T00:00:00Z", "done": True, "done_reason": reason}
             self.send(200, head | {"message": message, "prompt_eval_count": 9, "eval_count": 7})
         else:
             usage = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
-            choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+            choices = [{"index": 0, "message": message, "finish_reason": reason}]
             head = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
             self.send(200, head | {"choices": choices, "usage": usage})
 
@@ -267,6 +270,18 @@ def test_the_server_says_how_long_to_wait(tmp_path, openai_engine):
     with serving(fault) as server:
         assert whole(ask(openai_engine(server.url, concurrency=12), tmp_path))
     assert all(times[1] - times[0] >= 1 for (task, _), times in seen.items() if task != "models")
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("1", 1), ("0.5", 0.5), ("-3", 0), ("", None), ("soon", None), ("Fri, 01 Jan 2010 00:00:00 GMT", 0)],
+)
+def test_retry_after_is_read(header, seconds):
+    assert retry_after(header) == seconds
+
+
+def test_retry_after_may_be_a_date():
+    assert 55 < retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)) <= 60
 
 
 def never_ending(handler, *_):
@@ -518,6 +533,41 @@ def test_kills_lose_and_repeat_no_finished_reply(tmp_path, request):
         assert len(server.bodies) - asked == 2 * (len(MANY) - len(kept))
     assert whole(shard)
     assert sorted(line["query_id"] for line in lines_of(tmp_path)) == [query_id for query_id, _ in MANY]
+
+
+def test_a_reply_that_thinking_used_up_is_not_paid_for_again(tmp_path, engine):
+    def fault(handler, task, query, _):
+        return query == QUERIES[5][1] and (handler.answer("", "length") or True)
+
+    with serving(fault) as server:
+        shard = ask(engine(server.url), tmp_path)
+        assert server.asked["paraphrases", QUERIES[5][1]] == 1
+    assert shard.ends == {"complete": 11, "failed": 1}
+    assert shard.summary()["refused"] == {"max_tokens ended before the reply began": 1}
+
+
+def test_an_llm_that_refuses_is_not_asked_again(tmp_path, openai_engine):
+    def fault(handler, task, query, _):
+        return query == QUERIES[5][1] and (handler.answer("", "content_filter") or True)
+
+    with serving(fault) as server:
+        shard = ask(openai_engine(server.url), tmp_path)
+        assert server.asked["paraphrases", QUERIES[5][1]] == 1
+    assert shard.summary()["refused"] == {"the LLM refused to reply": 1}
+
+
+def test_requests_can_be_made_to_suit_the_server(tmp_path, openai_engine, ollama_engine):
+    changes = {"max_tokens": None, "max_completion_tokens": 99, "chat_template_kwargs": {"enable_thinking": False}}
+    with serving() as server:
+        assert whole(ask(openai_engine(server.url, request=changes), tmp_path / "openai"))
+        for body in server.bodies:
+            assert "max_tokens" not in body and body["max_completion_tokens"] == 99 and body["temperature"] == 0.7
+            assert body["chat_template_kwargs"] == {"enable_thinking": False}
+        server.bodies.clear()
+        assert whole(ask(ollama_engine(server.url, think=False), tmp_path / "ollama"))
+        assert all(body["think"] is False for body in server.bodies)
+    with pytest.raises(ValueError, match="`messages` is not for you to set here"):
+        OpenAIEngine(type="openai", url="http://x/v1", model="m", request={"messages": []})
 
 
 def test_a_model_that_was_not_pulled_is_pulled_only_if_the_config_says_so(tmp_path, ollama_engine, caplog):

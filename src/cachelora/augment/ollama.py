@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from cachelora.augment.prompt import Prompts
-from cachelora.augment.server import CONNECT_SECONDS, Answer, NoReplyError, RefusedQueryError, Server
+from cachelora.augment.server import CONNECT_SECONDS, Answer, LostQueryError, NoReplyError, Server
 from cachelora.config import OllamaEngine
 from cachelora.errors import EngineError
 
@@ -40,7 +40,7 @@ class Ollama(Server):
         """What determines the replies: the journal's key. The server is asked for the model's digest."""
         if self._digest is None:
             self.start()
-        decisive = self._settings.model_dump(include={"max_tokens", "temperature", "context_tokens"})
+        decisive = self._settings.model_dump(include={"max_tokens", "temperature", "context_tokens", "think"})
         return {
             "type": self.type,
             "model": [self.model, self._digest],
@@ -129,6 +129,7 @@ class Ollama(Server):
                 model=self.model,
                 messages=self._prompts.messages(task, query),
                 format=self._prompts.schema(task),
+                think=self._settings.think,
                 keep_alive=self._settings.keep_alive,
                 options={
                     "num_ctx": self._settings.context_tokens,
@@ -141,7 +142,9 @@ class Ollama(Server):
             if error.status_code != 400:
                 raise
             # The query itself: the server has the model, and takes the other queries.
-            raise RefusedQueryError(str(error)) from error
+            raise LostQueryError("the server refused the query", str(error)) from error
+        if not answer.message.content and answer.done_reason == "length":
+            raise LostQueryError("max_tokens ended before the reply began", str(answer)[:300])
         if not answer.message.content:
             raise NoReplyError(f"an empty reply: {str(answer)[:200]}")
         return Answer(answer.message.content, answer.prompt_eval_count or 0, answer.eval_count or 0)

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from cachelora.augment.prompt import Prompts
-from cachelora.augment.server import CONNECT_SECONDS, Answer, NoReplyError, RefusedQueryError, Server
+from cachelora.augment.server import CONNECT_SECONDS, Answer, LostQueryError, NoReplyError, Server
 from cachelora.config import OpenAIEngine
 from cachelora.errors import EngineError
 
@@ -42,7 +42,7 @@ class OpenAI(Server):
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the replies: the journal's key."""
-        decisive = self._settings.model_dump(include={"max_tokens", "temperature"})
+        decisive = self._settings.model_dump(include={"max_tokens", "temperature", "request"})
         return {
             "type": self.type,
             "model": self.model,
@@ -116,14 +116,24 @@ class OpenAI(Server):
                     "%s refuses the format %s (%s): asking with %s from here on",
                     self._settings.url, _FORMATS[format_ - 1], self._said(refused), name,
                 )  # fmt: skip
-            if not answer.choices or not answer.choices[0].message.content:
-                raise NoReplyError(f"an empty reply: {str(answer)[:200]}")
             used = answer.usage
-            return Answer(
-                answer.choices[0].message.content,
-                *((used.prompt_tokens or 0, used.completion_tokens or 0) if used else ()),
-            )
-        raise RefusedQueryError(str(refused))
+            tokens = (used.prompt_tokens or 0, used.completion_tokens or 0) if used else (0, 0)
+            return Answer(self._content(answer), *tokens)
+        raise LostQueryError("the server refused the query", str(refused))
+
+    def _content(self, answer: Any) -> str:
+        """Return what the LLM wrote; raise if it is nothing."""
+        said = f"{str(answer)[:300]}"
+        if not answer.choices:
+            raise NoReplyError(f"an empty reply: {said}")
+        choice = answer.choices[0]
+        if choice.message.content:
+            return choice.message.content
+        if choice.finish_reason == "length":
+            raise LostQueryError("max_tokens ended before the reply began", said)
+        if choice.finish_reason == "content_filter" or getattr(choice.message, "refusal", None):
+            raise LostQueryError("the LLM refused to reply", said)
+        raise NoReplyError(f"an empty reply: {said}")
 
     def _request(self, task: str, query_id: str, query: str, format_: str) -> dict[str, Any]:
         """Make the arguments of a request."""
@@ -142,7 +152,10 @@ class OpenAI(Server):
             messages = [*messages[:-1], messages[-1] | {"content": told}]
             if format_ == "json_object":
                 request["response_format"] = {"type": format_}
-        return request | {"messages": messages}
+        changes = self._settings.request
+        kept = {key: value for key, value in request.items() if changes.get(key, "") is not None}
+        # As `extra_body`: the client refuses keys that it does not know, and servers have keys of their own.
+        return kept | {"messages": messages, "extra_body": {k: v for k, v in changes.items() if v is not None}}
 
     def _refusal(self, error: Any) -> EngineError:
         """Say that the server refuses: its own words, and what may help."""

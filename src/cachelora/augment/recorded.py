@@ -44,6 +44,8 @@ class Recorded:
                 rejects.append(
                     Reject(record.line, f"no text under {', '.join(map(repr, missing))}", str(record.fields)[:200])
                 )
+            elif not isinstance(record.fields.get("failure", ""), str):
+                rejects.append(Reject(record.line, "'failure' is not text", str(record.fields)[:200]))
             elif trivial_key(record.fields["query"]) in self._replies:
                 rejects.append(Reject(record.line, "this query is recorded above", record.fields["query"][:200]))
             else:

@@ -198,15 +198,15 @@ def parse_json(text: str) -> Any:
     Parameters
     ----------
     text : str
-        What the LLM wrote. Words around the JSON are left out; of JSON that was cut, texts that were not ended; from
-        a fault in the middle on, everything, the text before the fault too.
+        What the LLM wrote. Words around the JSON are left out, and its thinking before it; of JSON that was cut, texts
+        that were not ended; from a fault in the middle on, everything, the text before the fault too.
 
     Returns
     -------
     Any
         The value, or None if nothing of it can be read.
     """
-    start = text.find("{")
+    start = text.find("{", text.rfind("</think>") + 1)
     if start < 0:
         return None
     try:

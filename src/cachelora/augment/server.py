@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +21,8 @@ _log = logging.getLogger(__name__)
 CONNECT_SECONDS = 10.0
 """A server that does not answer the first question within so long is taken to be down."""
 _LONGEST_WAIT_SECONDS = 60.0
+# What a server asks for is waited for, within reason.
+_LONGEST_WANTED_SECONDS = 900.0
 _LEAST_LOST_IN_A_ROW = 8
 
 
@@ -42,8 +46,20 @@ class NoReplyError(Exception):
     """The server answered, but with nothing in it; another attempt may bring a reply."""
 
 
-class RefusedQueryError(Exception):
-    """The server does not take this query, and takes others."""
+class LostQueryError(Exception):
+    """A query gets no reply, however often it is asked, and others do.
+
+    Parameters
+    ----------
+    reason : str
+        Why, as it is counted: the same words for the same cause.
+    said : str
+        What the server said.
+    """
+
+    def __init__(self, reason: str, said: str) -> None:
+        super().__init__(said)
+        self.reason = reason
 
 
 class Server(ABC):
@@ -94,7 +110,7 @@ class Server(ABC):
 
     @abstractmethod
     async def _complete(self, client: Any, task: str, query_id: str, query: str) -> Answer:
-        """Send one request. Raises what the client raises, ``NoReplyError`` or ``RefusedQueryError``."""
+        """Send one request. Raises what the client raises, ``NoReplyError`` or ``LostQueryError``."""
 
     @abstractmethod
     def _may_pass(self, error: BaseException) -> bool:
@@ -176,9 +192,9 @@ class Server(ABC):
         for task in TASKS:
             try:
                 answer = await self._insist(client, task, query_id, query)
-            except RefusedQueryError as error:
-                failure = "the server refused the query"
-                _log.warning("query %s: refused: %s", query_id, self._said(error))
+            except LostQueryError as error:
+                failure = error.reason
+                _log.warning("query %s: %s: %s", query_id, failure, self._said(error))
                 break
             except (TimeoutError, NoReplyError) as error:
                 late = f"no whole reply within {self._settings.timeout:g} s"
@@ -214,7 +230,7 @@ class Server(ABC):
                     # The clients' own timeouts are for each read, and let a reply that trickles in go on for ever.
                     async with asyncio.timeout(self._settings.timeout):
                         return await self._complete(client, task, query_id, query)
-        except (TimeoutError, NoReplyError, RefusedQueryError):
+        except (TimeoutError, NoReplyError, LostQueryError):
             raise
         except Exception as error:
             raise self._given_up(error) from error
@@ -246,7 +262,30 @@ def _wait(state: Any) -> float:
     import tenacity
 
     response = getattr(state.outcome.exception(), "response", None)
-    wanted = response.headers.get("retry-after", "") if response is not None else ""
-    if wanted.replace(".", "", 1).isdigit():
-        return min(float(wanted), _LONGEST_WAIT_SECONDS)
+    wanted = retry_after(response.headers.get("retry-after", "")) if response is not None else None
+    if wanted is not None:
+        return min(wanted, _LONGEST_WANTED_SECONDS)
     return tenacity.wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_SECONDS)(state)
+
+
+def retry_after(header: str) -> float | None:
+    """Read the header ``Retry-After`` (RFC 9110, 10.2.3).
+
+    Parameters
+    ----------
+    header : str
+        Seconds, or a date.
+
+    Returns
+    -------
+    float or None
+        Seconds from now, at least 0; None if it says nothing.
+    """
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return None

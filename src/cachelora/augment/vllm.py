@@ -53,13 +53,15 @@ class VLLM:
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the replies: the journal's key."""
-        decisive = self._settings.model_dump(include={"context_tokens", "max_tokens", "temperature", "dtype"})
+        decisive = self._settings.model_dump(
+            include={"context_tokens", "max_tokens", "temperature", "dtype", "chat_template"}
+        )
         return {
             "type": self.type,
             "model": self._digest,
             "prompt": self.prompt_version,
             "seed": self._seed,
-            **decisive,
+            **self._settings.model_dump(include=decisive),
         }
 
     def start(self) -> None:
@@ -128,7 +130,9 @@ class VLLM:
                 )
                 messages = self._prompts.messages(task, query)
                 try:
-                    (request,) = self._llm.enqueue_chat([messages], parameters, use_tqdm=False)
+                    (request,) = self._llm.enqueue_chat(
+                        [messages], parameters, use_tqdm=False, chat_template_kwargs=self._settings.chat_template
+                    )
                 except VLLMClientError as error:
                     _log.warning("query %s: refused: %s", query_id, " ".join(str(error).split())[:300])
                     refused.add(query_id)
