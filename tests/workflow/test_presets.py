@@ -2,11 +2,14 @@
 
 import json
 import re
+import tomllib
 from itertools import pairwise
 
 import pytest
 import yaml
 from conftest import ROOT
+
+from cachelora.config import ENGINES, engine_type
 
 PRESETS = sorted(path.stem for path in (ROOT / "config/presets").glob("*.yaml"))
 
@@ -178,6 +181,18 @@ def test_environments_hold_the_pinned_versions():
             name, version = requirement.split("==")
             which = "vllm" if path.stem == "augment-vllm" else "workflow"
             assert pins[name][which] == version, f"{path.name}: {name}"
+
+
+def test_every_live_engine_has_what_it_takes_to_use_it():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rules = (ROOT / "workflow/rules/augment.smk").read_text()
+    live = [name for engine in ENGINES if (name := engine_type(engine)) != "recorded"]
+    for name in live:
+        assert name in extras
+        assert (ROOT / f"requirements/{name}.txt").is_file() and (ROOT / f"envs/augment-{name}.yaml").is_file()
+        assert name in PRESETS
+        assert f"rule augment_{name}:" in rules or f" as augment_{name} with:" in rules
+    assert {*extras} == {*live}
 
 
 def test_links_in_the_documents_lead_somewhere():
