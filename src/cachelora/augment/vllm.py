@@ -74,6 +74,7 @@ class VLLM:
         """
         try:
             import vllm
+            from vllm.platforms import current_platform
         except ImportError as error:
             raise EngineError(
                 "engine vllm",
@@ -94,6 +95,9 @@ class VLLM:
                 load_format="safetensors",
                 trust_remote_code=False,
                 seed=self._seed,
+                # On a CPU it dies of a prompt in parts: it turns the request's random generator back, which only a
+                # GPU's can be ("CPU Generator does not use offset", vLLM 0.32).
+                enable_chunked_prefill=not current_platform.is_cpu(),
             )
         except Exception as error:
             raise EngineError(
@@ -113,6 +117,11 @@ class VLLM:
         RawReply
             One for each query, in the order in which they are finished. One that does not fit into the context has a
             ``failure``.
+
+        Raises
+        ------
+        EngineError
+            If vLLM dies; what it has given is kept.
         """
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
@@ -163,9 +172,17 @@ class VLLM:
         (str, str, int, int)
             Number of the request, text, and the tokens of prompt and reply.
         """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         engine = self._llm.llm_engine
         while engine.has_unfinished_requests():
-            for output in engine.step():
+            try:
+                outputs = engine.step()
+            except EngineDeadError as error:
+                raise EngineError(
+                    "engine vllm", "vLLM died", "See why in the job's log, and run again: what it has written is kept"
+                ) from error
+            for output in outputs:
                 if output.finished:
                     written = output.outputs[0]
                     yield output.request_id, written.text, len(output.prompt_token_ids), len(written.token_ids)
