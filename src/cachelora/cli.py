@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             pages = {"schema": json_schema, "config": config_reference, "contracts": contracts_reference}
             print(pages[chosen.page](), end="")
-    except CacheloraError as error:
+    except (CacheloraError, OSError) as error:
         print(f"ERROR {error}", file=sys.stderr)
         return 1
     return 0
@@ -117,10 +117,12 @@ def _estimate(configfiles: Sequence[str], domains: Sequence[str] | None, queries
     from cachelora.errors import ConfigError
 
     config = read_config(*configfiles)
-    chosen = domains or [name for name in config.domains if not isinstance(config.engine_of(name), RecordedEngine)]
+    live = [name for name in config.domains if not isinstance(config.engine_of(name), RecordedEngine)]
+    chosen = dict.fromkeys(domains or live)
     if not chosen:
         raise ConfigError("domains", "none has a live engine", "Set the `engine` of one, or give a --configfile")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("cachelora").setLevel(logging.INFO)
     print(estimates_table([estimate(config, domain, queries, threads) for domain in chosen]), end="")
 
 

@@ -203,7 +203,7 @@ class Price(_Section):
 class LiveEngine(_Section):
     """What all LLM engines have in common."""
 
-    max_tokens: int = Field(512, ge=16, description="Longest reply, in tokens; a longer one is cut.")
+    max_tokens: int = Field(512, ge=16, le=2**20, description="Longest reply, in tokens; a longer one is cut.")
     temperature: float = Field(0.7, ge=0, description="Sampling temperature of the LLM.")
     price: Price = Field(Price(), description="What it costs, for `cachelora estimate`.")
 
@@ -219,9 +219,9 @@ class LlamaCppEngine(LiveEngine):
     type: Literal["llamacpp"]
     model: str = Field(description="A GGUF file, or `package:NAME` for the one inside an installed Python package.")
     sha256: Sha256 | None = Field(None, description="SHA-256 of the GGUF file; checked when it is loaded.")
-    context_tokens: int = Field(2048, ge=256, description="Context window of one slot, in tokens.")
+    context_tokens: int = Field(2048, ge=256, le=2**22, description="Context window of one slot, in tokens.")
     slots: int = Field(2, ge=1, le=4096, description="Queries in flight at once.")
-    gpu_layers: int = Field(-1, ge=-1, description="Layers on the GPU; -1 for all that fit, 0 for none.")
+    gpu_layers: int = Field(-1, ge=-1, le=10_000, description="Layers on the GPU; -1 for all that fit, 0 for none.")
 
     @property
     def at_once(self) -> int:
@@ -236,7 +236,7 @@ class VLLMEngine(LiveEngine):
     model: Annotated[str, AfterValidator(_check_source)] = Field(
         description="A folder in the form of the model hub, with safetensors; or `hub:OWNER/NAME@COMMIT`."
     )
-    context_tokens: int = Field(2048, ge=256, description="Context window, in tokens.")
+    context_tokens: int = Field(2048, ge=256, le=2**22, description="Context window, in tokens.")
     gpus: int = Field(1, ge=1, le=64, description="GPUs of each shard's job, over which the model is divided.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Type of the weights.")
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory that vLLM takes.")
@@ -284,10 +284,14 @@ class OpenAIEngine(ServerEngine):
     @classmethod
     def _check_request(cls, request: dict[str, Any]) -> dict[str, Any]:
         """Refuse keys that are set elsewhere."""
-        for key in ("messages", "model", "response_format", "stream", "n"):
+        for key in ("messages", "model", "response_format", "stream", "n", "api_key", "extra_headers", "extra_query"):
             if key in request:
                 raise ValueError(f"`{key}` is not for you to set here: remove it")
-        return request
+        try:
+            # As JSON has it, with texts as keys, so that the journal's key is the same wherever it is taken.
+            return json.loads(json.dumps(request, allow_nan=False))
+        except (TypeError, ValueError):
+            raise ValueError("it holds what JSON cannot: use texts, numbers, true, false, null") from None
 
 
 class OllamaEngine(ServerEngine):
@@ -299,7 +303,7 @@ class OllamaEngine(ServerEngine):
         4, ge=1, le=4096, description="Queries in flight at once; Ollama works on OLLAMA_NUM_PARALLEL of them."
     )
     timeout: float = Field(600.0, gt=0, description="Seconds that a reply may take, loading the model included.")
-    context_tokens: int = Field(2048, ge=256, description="Context window (`num_ctx`), in tokens.")
+    context_tokens: int = Field(2048, ge=256, le=2**22, description="Context window (`num_ctx`), in tokens.")
     keep_alive: str = Field(
         "10m", pattern=r"^-?[0-9]+(ms|s|m|h)?$", description="How long Ollama keeps the model loaded after a request."
     )
@@ -1026,13 +1030,16 @@ def _config_error(error: ValidationError, above: str = "") -> ConfigError:
     problem = problems[0]
     # Pydantic puts the tag of a union and "[key]" into the path; the file has neither.
     path = [*filter(None, above.split(".")), *(str(part) for part in problem["loc"] if part != "[key]")]
-    if len(path) > 2 and path[0] == "engines" and path[2] in [engine_type(variant) for variant in ENGINES]:
-        del path[2]
+    engine = None
+    if len(path) > 2 and path[0] == "engines":
+        engine = _ENGINE_BY_TYPE.get(path[2])
+        if engine:
+            del path[2]
     key = ".".join(part if part.isprintable() else ascii(part) for part in path) or "config"
     more = f" ({len(problems) - 1} more problems follow)" if len(problems) > 1 else ""
     match problem["type"]:
         case "extra_forbidden":
-            known = _listed(Train.model_fields if above else _section_fields(path[:-1]))
+            known = _listed(Train.model_fields if above else _section_fields(path[:-1], engine))
             return ConfigError(key, f"unknown key '{path[-1]}'", f"Use one of {known}, or remove it{more}")
         case "missing":
             return ConfigError(key, "missing", f"Set it{more}")
@@ -1050,9 +1057,11 @@ def _config_error(error: ValidationError, above: str = "") -> ConfigError:
     return ConfigError(key, f"{shown[:80]} is not allowed", f"{problem['msg']}{more}")
 
 
-def _section_fields(path: list[str]) -> list[str]:
-    """List the keys that may stand at a path of the configuration."""
+def _section_fields(path: list[str], engine: type[BaseModel] | None) -> list[str]:
+    """List the keys that may stand at a path of the configuration, in an engine's settings those of its type."""
     section: Any = Config
+    if engine:
+        section, path = engine, path[2:]
     for part in path:
         if isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields:
             section = section.model_fields[part].annotation

@@ -147,19 +147,70 @@ def test_a_recorded_run_is_replayed_byte_for_byte(tmp_path_factory, replies, par
     assert again.recording() == (folder / "r.jsonl").read_text(encoding="utf-8")
 
 
-def test_half_a_surrogate_pair_is_kept_in_journal_and_recording(tmp_path):
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"paraphrases": json.dumps({"paraphrases": json.dumps({"paraphrases": ["x one", "y two"]})})},
+        {"paraphrases": '{"paraphrases": "hello"}'},
+        {"paraphrases": '{"paraphrases": ["half \\ud83d one", "good one"]}'},
+        {"paraphrases": '{"paraphrases": ["good one", ' + "1" * 5000 + "]}"},
+        {"paraphrases": '{"paraphrases": [' + "[" * 800 + "]" * 800 + ', "good one"]}'},
+        {"negatives": '{"negatives": [{"kind": 1, "text": "a"}, {"text": "b"}, {"kind": "scope"}, {"x": 1}, 3]}'},
+    ],
+)
+def test_what_an_llm_writes_is_replayed_as_it_was_taken(tmp_path, written):
+    live = shard(QUERIES[:1], max_failed_share=1.0)
+    live.add(RawReply("00", written, "m", "v", "openai"))
+    (tmp_path / "r.jsonl").write_text(live.recording(), encoding="utf-8")
+    again = replayed(tmp_path / "r.jsonl", QUERIES[:1], max_failed_share=1.0)
+    assert again.summary()["refused"] == live.summary()["refused"]
+    assert again.table().to_numpy().tolist() == live.table().to_numpy().tolist()
+    assert again.recording() == live.recording()
+
+
+def test_half_a_surrogate_pair_is_kept_in_the_journal(tmp_path):
     class Broken(CountingEngine):
         def replies(self, queries):
             for query_id, _ in queries:
                 yield RawReply(query_id, {"paraphrases": ["a \ud800"], "negatives": []}, "m", "v", "e")
 
-    made = shard(max_failed_share=1.0)
+    made, again = shard(max_failed_share=1.0), shard(max_failed_share=1.0)
     query_live(Broken(), made, tmp_path, "a")
-    assert "\\ud800" in made.recording()
     assert made.summary()["refused"]["holds control characters"] == 3
-    again = shard(max_failed_share=1.0)
     assert query_live(CountingEngine(), again, tmp_path, "a")["asked"] == 0
     assert again.recording() == made.recording()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[:40] + b"\n",
+        lambda line: b"\xff\x00garbage\n",
+        lambda line: line.replace(b'"model": "m", ', b""),
+        lambda line: line.replace(b'"reply_tokens": 0', b'"reply_tokens": null'),
+        lambda line: b"{}\n",
+    ],
+)
+def test_a_damaged_line_of_a_journal_is_asked_again(tmp_path, damage, caplog):
+    queries = [(digest(f"q{i}"), f"q{i}") for i in range(5)]
+    whole = ask(CountingEngine(), queries, tmp_path, "a")
+    path = next(tmp_path.rglob("a.jsonl"))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], damage(lines[2]), *lines[3:]]))
+    (path.parent / "folder.jsonl").mkdir()
+    engine = CountingEngine()
+    assert ask(engine, queries, tmp_path, "a") == whole
+    assert engine.asked == [queries[2][1]]
+    assert "a.jsonl, line 3 is damaged" in caplog.text
+
+
+def test_lines_of_a_journal_may_be_spaced_otherwise(tmp_path):
+    ask(CountingEngine(), QUERIES, tmp_path, "a")
+    path = next(tmp_path.rglob("a.jsonl"))
+    path.write_text("".join(json.dumps(json.loads(line), separators=(",", ":")) + "\n" for line in path.open()))
+    engine = CountingEngine()
+    ask(engine, QUERIES, tmp_path, "a")
+    assert engine.asked == []
 
 
 @given(st.lists(st.text(max_size=5), unique=True, max_size=30), st.integers(1, 5))
@@ -262,6 +313,16 @@ EXAMPLE = {
     "paraphrases": ["how long before I move out must I say so", "p2", "p3", "p4"],
     "negatives": [{"kind": "entity", "text": "notice period, job"}],
 }
+
+
+def test_a_writer_of_all_shards_is_alone(tmp_path):
+    alone, one, two = (Journal(tmp_path, {}, name) for name in ("alone", "one", "two"))
+    with one.writer(), two.writer(), pytest.raises(EngineError, match="another process is writing"), alone.writer(True):
+        pass
+    with alone.writer(True), pytest.raises(EngineError, match="another process is writing"), one.writer():
+        pass
+    with one.writer():
+        pass
 
 
 def test_prompts_delimit_the_query_and_hold_the_words_of_the_domain():

@@ -295,3 +295,25 @@ def test_shipped_configs_fit_the_published_schema(config):
             update_config(merged, yaml.safe_load(preset.read_text(encoding="utf-8")))
         merged["domains"] = {name: value for name, value in merged["domains"].items() if value is not None}
         jsonschema.Draft202012Validator(schema).validate(merged)
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (
+            {"type": "openai", "url": "http://x/v1", "model": "m", "price": {"completion": 1}},
+            r"engines\.mine\.price\.completion: unknown key 'completion'\. Use one of prompt, reply, hour, currency",
+        ),
+        (
+            {"type": "llamacpp", "model": "m.gguf", "url": "http://x/v1"},
+            r"engines\.mine\.url: unknown key 'url'\. Use one of (?!.*url, )(?!.*concurrency).*slots",
+        ),
+        ({"type": "none"}, r"engines\.mine\.type: unknown engine 'none'"),
+        ({"type": "ollama"}, r"engines\.mine\.model: missing"),
+    ],
+)
+def test_what_is_wrong_with_an_engine_is_said_by_its_type(default_config, engine, message):
+    values = default_config.model_dump(mode="json", exclude_unset=True)
+    values["engines"]["mine"] = engine
+    with pytest.raises(ConfigError, match=message):
+        parse(values)

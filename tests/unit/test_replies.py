@@ -88,6 +88,11 @@ def test_queries_that_begin_like_answers_are_kept(text):
         ('Sure!\n```json\n{"paraphrases": ["a"]}\n```', {"paraphrases": ["a"]}),
         ('{"paraphrases": ["two\nlines", "c"]}', {"paraphrases": ["two\nlines", "c"]}),
         ('<think>as {"paraphrases": ["x"]}?</think>\n{"paraphrases": ["a"]}', {"paraphrases": ["a"]}),
+        ('thoughts with {"paraphrases": ["x"]}</think>{"paraphrases": ["a"]}', {"paraphrases": ["a"]}),
+        # Cut while it thought.
+        ('<think>maybe {"paraphrases": ["draft one", "draft two"]} hmm no, bet', None),
+        ('{"paraphrases": ["what is a </think> tag", "b"]}', {"paraphrases": ["what is a </think> tag", "b"]}),
+        ('{"paraphrases": ["a", ' + "1" * 5000 + "]}", None),
         ("no JSON", None),
         ("", None),
         ("null", None),
@@ -96,6 +101,11 @@ def test_queries_that_begin_like_answers_are_kept(text):
 )  # fmt: skip
 def test_of_cut_or_faulty_json_what_is_whole_is_read(text, value):
     assert parse_json(text) == value
+
+
+@pytest.mark.parametrize("text", ["---", "\u200b\u200b", "\u0301", "。。", "turn \u202e around"])
+def test_texts_without_a_word_or_with_hidden_directions_are_refused(text):
+    assert reply({"paraphrases": [text]}).texts == []
 
 
 def test_a_cut_reply_keeps_its_whole_texts():

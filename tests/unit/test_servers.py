@@ -48,6 +48,7 @@ class Server(ThreadingHTTPServer):
     """Answers as it should, unless ``fault`` does something else: a function of handler, task, query and attempt."""
 
     daemon_threads = True
+    request_queue_size = 1000
 
     def __init__(self, fault=None, port=0):
         self.fault = fault or (lambda *_: False)
@@ -190,8 +191,10 @@ def quick(monkeypatch):
     """Wait a hundredth as long; what the server wants is waited for."""
     import tenacity
 
-    longer = tenacity.wait_random_exponential
-    monkeypatch.setattr(tenacity, "wait_random_exponential", lambda multiplier, max: longer(multiplier / 100, max=0.1))
+    longer = tenacity.wait_exponential_jitter
+    monkeypatch.setattr(
+        tenacity, "wait_exponential_jitter", lambda multiplier, max: longer(multiplier / 100, 0.1, jitter=0.01)
+    )
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OLLAMA_API_KEY", KEY)
 
@@ -260,7 +263,7 @@ def test_what_passes_is_waited_for(tmp_path, engine, name):
         assert set(server.asked.values()) == {3}
 
 
-def test_the_server_says_how_long_to_wait(tmp_path, openai_engine):
+def test_the_server_says_how_long_to_wait(tmp_path, engine):
     seen = {}
 
     def fault(handler, task, query, attempt):
@@ -268,13 +271,22 @@ def test_the_server_says_how_long_to_wait(tmp_path, openai_engine):
         return task != "models" and attempt == 1 and (handler.refuse(429, "wait", Retry_After=1) or True)
 
     with serving(fault) as server:
-        assert whole(ask(openai_engine(server.url, concurrency=12), tmp_path))
+        assert whole(ask(engine(server.url, concurrency=12), tmp_path))
     assert all(times[1] - times[0] >= 1 for (task, _), times in seen.items() if task != "models")
 
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("1", 1), ("0.5", 0.5), ("-3", 0), ("", None), ("soon", None), ("Fri, 01 Jan 2010 00:00:00 GMT", 0)],
+    [
+        ("1", 1),
+        ("0.5", 0.5),
+        ("-3", 0),
+        ("", None),
+        ("soon", None),
+        ("nan", None),
+        ("Fri, 01 Jan 2010 00:00:00 GMT", 0),
+        ("Fri, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+    ],
 )
 def test_retry_after_is_read(header, seconds):
     assert retry_after(header) == seconds
@@ -440,6 +452,122 @@ def test_refusals_stop_at_once_and_do_not_show_the_key(tmp_path, engine, status,
     assert all(KEY.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "OLLAMA_API_KEY"])
+def test_a_key_that_was_read_with_its_line_end_is_used_and_not_shown(variable, monkeypatch, caplog):
+    monkeypatch.setenv(variable, f"{KEY}\r\n")
+    protocol = variable.partition("_")[0].lower()
+
+    def fault(handler, task, *_):
+        assert handler.headers["Authorization"] == f"Bearer {KEY}"
+        # At the end of what is shown.
+        return handler.refuse(403, "x" * 285 + KEY) or True
+
+    with serving(fault) as server, caplog.at_level("DEBUG"), pytest.raises(EngineError) as caught:
+        start(protocol, server.url)
+    assert KEY[:8] not in str(caught.value) + caplog.text
+    monkeypatch.setenv(variable, "sk-ключ")
+    with pytest.raises(EngineError, match=f"environment variable {variable}: it holds characters that no key has"):
+        start(protocol, "http://127.0.0.1:1")
+
+
+def test_a_key_in_the_list_of_models_is_not_shown(openai_engine, caplog):
+    with serving() as server:
+        server.models = [f"other-{KEY}"]
+        openai_engine(server.url)
+    assert "does not list the model m, but other-***" in caplog.text
+
+
+NO_LIST = [b"<html>hello</html>", b"", b"\xff\xfe", b"[]", b"null", b'{"data": "abc"}', b'{"data": [null]}', b'"x"']
+
+
+@pytest.mark.parametrize("body", NO_LIST)
+@pytest.mark.parametrize("kind", ["application/json", "text/html"])
+def test_an_address_of_something_else_is_a_clear_error(engine, body, kind):
+    with (
+        serving(lambda handler, *_: handler.send(200, body, Content_Type=kind) or True) as server,
+        pytest.raises(EngineError, match=r"not of (the|Ollama's) protocol|does not have the model"),
+    ):
+        engine(server.url)
+
+
+BROKEN = [
+    b"[]", b"null", b"5", b'"x"', b"", b"<html>", b"\xff\xfe{", b'{"choices": [null]}', b'{"choices": "x"}',
+    b'{"choices": [{"index": 0, "message": null, "finish_reason": "stop"}]}',
+    b'{"choices": [{"index": 0, "message": "hello"}]}', b'{"message": null}', b'{"message": {"content": 5}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BROKEN)
+def test_a_broken_answer_fails_its_query_alone(tmp_path, engine, body):
+    def fault(handler, task, query, _):
+        return query == QUERIES[5][1] and (handler.send(200, body) or True)
+
+    with serving(fault) as server:
+        shard = ask(engine(server.url), tmp_path)
+        assert server.asked["paraphrases", QUERIES[5][1]] == 3
+    assert shard.ends == {"complete": 11, "failed": 1}
+    assert shard.summary()["refused"] == {"an empty or broken answer": 1}
+
+
+@pytest.mark.parametrize("count", [[1], {}, "many", None, -1, 1.5, float("inf")])
+def test_counts_of_tokens_are_not_trusted(tmp_path, openai_engine, count):
+    def fault(handler, task, query, _):
+        if task == "models":
+            return False
+        choices = [
+            {"index": 0, "message": {"role": "assistant", "content": content(task, query)}, "finish_reason": "stop"}
+        ]
+        handler.send(
+            200, {"id": "1", "choices": choices, "usage": {"prompt_tokens": count, "completion_tokens": count}}
+        )
+        return True
+
+    with serving(fault) as server:
+        shard = ask(openai_engine(server.url), tmp_path)
+    assert whole(shard)
+    assert set(shard.summary()["tokens"].values()) == {24 if count == 1.5 else 0}
+
+
+@pytest.mark.parametrize("status", [413, 422, 451])
+def test_a_status_of_one_query_fails_it_alone(tmp_path, engine, status):
+    with serving(lambda h, task, query, _: query == QUERIES[5][1] and (h.refuse(status, "no") or True)) as server:
+        assert ask(engine(server.url), tmp_path).ends == {"complete": 11, "failed": 1}
+
+
+@pytest.mark.parametrize("status", [408, 409, 425])
+def test_a_status_that_passes_is_waited_for(tmp_path, engine, status):
+    def fault(handler, task, query, attempt):
+        return task != "models" and attempt == 1 and (handler.refuse(status, "") or True)
+
+    with serving(fault) as server:
+        assert whole(ask(engine(server.url), tmp_path))
+
+
+def test_a_refusal_does_not_wait_for_what_others_wait_for(tmp_path, engine):
+    def fault(handler, task, query, _):
+        if task == "models":
+            return False
+        if query == QUERIES[0][1]:
+            time.sleep(0.3)
+            handler.refuse(401, "no more")
+        else:
+            handler.refuse(503, "later", Retry_After=20)
+        return True
+
+    with serving(fault) as server:
+        begin = time.monotonic()
+        with pytest.raises(EngineError, match="refuses with 401"):
+            ask(engine(server.url), tmp_path)
+        assert time.monotonic() - begin < 10
+
+
+def test_more_in_flight_than_clients_have_connections_for(tmp_path, engine):
+    queries = [(f"{number:08x}00000000", f"query number {number}") for number in range(120)]
+    with serving(lambda handler, task, *_: task != "models" and time.sleep(3)) as server:
+        assert whole(ask(engine(server.url, concurrency=120, timeout=60), tmp_path, queries))
+        assert server.most_flying > 100
+
+
 def test_a_wrong_key_is_known_before_the_first_query(monkeypatch, openai_engine):
     def fault(handler, task, *_):
         return handler.headers["Authorization"] != "Bearer right" and (handler.refuse(401, "who are you?") or True)
@@ -566,8 +694,13 @@ def test_requests_can_be_made_to_suit_the_server(tmp_path, openai_engine, ollama
         server.bodies.clear()
         assert whole(ask(ollama_engine(server.url, think=False), tmp_path / "ollama"))
         assert all(body["think"] is False for body in server.bodies)
-    with pytest.raises(ValueError, match="`messages` is not for you to set here"):
-        OpenAIEngine(type="openai", url="http://x/v1", model="m", request={"messages": []})
+    for key in ("messages", "api_key"):
+        with pytest.raises(ValueError, match=f"`{key}` is not for you to set here"):
+            OpenAIEngine(type="openai", url="http://x/v1", model="m", request={key: []})
+    with pytest.raises(ValueError, match="it holds what JSON cannot"):
+        OpenAIEngine(type="openai", url="http://x/v1", model="m", request={"x": float("nan")})
+    bias = OpenAIEngine(type="openai", url="http://x/v1", model="m", request={"logit_bias": {9: -1}})
+    assert bias.request == {"logit_bias": {"9": -1}}
 
 
 def test_a_model_that_was_not_pulled_is_pulled_only_if_the_config_says_so(tmp_path, ollama_engine, caplog):
@@ -601,6 +734,29 @@ def test_an_address_is_an_address(url):
 def test_a_key_in_the_config_is_refused():
     with pytest.raises(ValueError, match="key_variable"):
         OpenAIEngine(type="openai", url="http://x/v1", model="m", key_variable="sk-123abc")
+
+
+def test_an_estimate_of_a_server_that_does_not_count_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "log.txt").write_text("".join(f"query number {number}\n" for number in range(30)))
+
+    def fault(handler, task, query, _):
+        if task == "models":
+            return False
+        message = {"role": "assistant", "content": content(task, query)}
+        handler.send(200, {"id": "1", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+        return True
+
+    with serving(fault) as server:
+        (tmp_path / "config.yaml").write_text(f"""
+pathvars: {{results: {tmp_path}/results}}
+domains: {{mine: {{queries: {tmp_path}/log.txt, engine: mine}}}}
+engines: {{mine: {{type: openai, url: "{server.url}/v1", model: m, price: {{prompt: 1000}}}}}}
+""")
+        command = ["estimate", "--configfile", str(tmp_path / "config.yaml"), "--queries", "3", "--domain", "mine"]
+        assert main([*command, "--domain", "mine"]) == 0
+        assert "not said by the server" in capsys.readouterr().out
+        assert len(server.asked) == 6
 
 
 def test_an_estimate_counts_what_is_left_and_pays_for_nothing_twice(tmp_path, monkeypatch, capsys):

@@ -58,8 +58,8 @@ def query_live(engine: Engine, shard: Shard, journal_root: str | Path, name: str
             shard.add(reply)
             seconds = time.monotonic() - start
             _log.info(
-                "%d/%d queries (%d partial, %d failed), %.2f queries and %.0f tokens a second, %.0f s left",
-                known + number, total, shard.ends["partial"], shard.ends["failed"],
+                "%d/%d queries (%d complete, %d partial, %d failed), %.2f queries, %.0f tokens a second, %.0f s left",
+                known + number, total, shard.ends["complete"], shard.ends["partial"], shard.ends["failed"],
                 number / seconds, (shard.reply_tokens - tokens) / seconds, (len(missing) - number) * seconds / number,
             )  # fmt: skip
         return {"asked": len(missing), "from_journal": known, "seconds": round(time.monotonic() - start, 3)}

@@ -1,5 +1,6 @@
 """What augmenting a log will take, from a handful of its queries."""
 
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from cachelora.config import Config, LiveEngine, RecordedEngine
 from cachelora.errors import ConfigError
 from cachelora.queries import group_queries, read_queries, split_groups
 
+_log = logging.getLogger(__name__)
+
+_LEAST_FOR_AN_INTERVAL = 8
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -34,9 +39,10 @@ class Estimate:
     ends : dict of str to int
         How they ended.
     prompt_tokens, reply_tokens : float
-        Tokens of the rest.
+        Tokens of the rest; NaN where the server does not count them.
     error : float
-        Half the width of the 95 % interval of the tokens of the rest, as a share of them; NaN for a sample of one.
+        Half the width of the 95 % interval of the reply tokens of the rest, as a share of them; NaN for a sample of
+        fewer than 8.
     seconds : float
         Time for the rest at the sample's rate.
     money : float
@@ -109,7 +115,7 @@ def estimate(config: Config, domain: str, sample: int, threads: int) -> Estimate
     journal = Journal(
         Path(config.pathvars.get("results", "results")) / "state/augment", engine.identity, f"{domain}-estimate"
     )
-    with journal.writer() as writer:
+    with journal.writer(alone=True) as writer:
         finished = journal.finished(dict(queries))
         missing = [query for query in queries if query[0] not in finished]
         chosen = sorted(missing)[:sample]
@@ -125,9 +131,12 @@ def estimate(config: Config, domain: str, sample: int, threads: int) -> Estimate
             reply = check_reply(raw, texts[raw.query_id], config.augment.max_chars)
             ends[reply.end(config.augment.paraphrases, config.augment.negatives)] += 1
             tokens.append((raw.prompt_tokens, raw.reply_tokens))
+            _log.info("%s: %d/%d asked, %.0f s", domain, len(tokens), len(chosen), time.monotonic() - start)
         seconds = time.monotonic() - start
     rest = len(missing) - kept
     used = np.array(tokens, dtype=float).reshape(-1, 2)
+    if len(used) and not used.any():
+        used[:] = math.nan
     prompt_tokens, reply_tokens = used.mean(axis=0) * rest if len(used) else (0.0, 0.0)
     rest_seconds = seconds / len(used) * rest if len(used) else 0.0
     price = settings.price
@@ -141,7 +150,7 @@ def estimate(config: Config, domain: str, sample: int, threads: int) -> Estimate
         ends=ends,
         prompt_tokens=float(prompt_tokens),
         reply_tokens=float(reply_tokens),
-        error=_relative_error(used.sum(axis=1)),
+        error=_relative_error(used[:, 1]),
         seconds=rest_seconds,
         money=(prompt_tokens * price.prompt + reply_tokens * price.reply) / 1e6 + rest_seconds / 3600 * price.hour,
         currency=price.currency,
@@ -169,19 +178,19 @@ def estimates_table(estimates: list[Estimate]) -> str:
             "asked now": f"{one.sample} ({', '.join(f'{n} {end}' for end, n in one.ends.items() if n) or '-'})",
             "queries left": f"{one.rest:,} of {one.queries:,}",
             "calls": f"{one.calls:,}",
-            "prompt tokens": f"{one.prompt_tokens:,.0f}",
-            "reply tokens": f"{one.reply_tokens:,.0f}",
+            "prompt tokens": _number(one.prompt_tokens),
+            "reply tokens": _number(one.reply_tokens),
             "+-": "-" if math.isnan(one.error) else f"{one.error:.0%}",
             "time": _duration(one.seconds),
-            "price": f"{one.money:,.2f} {one.currency}" if one.money else "-",
+            "price": f"{_number(one.money, 2)} {one.currency}" if one.money else "-",
         }
         for one in estimates
     ]
     return (
         f"{tabulate(rows, headers='keys', disable_numparse=True)}\n\n"
-        "+-: 95 % interval of the tokens. time: at the rate of these queries; with fewer of them than the engine takes "
-        "at once,\nthe run will be faster. price: by the engine's `price`. The replies are in the journal and will not "
-        "be asked for again.\n"
+        "+-: 95 % interval of the reply tokens. time: at the rate of these queries; with fewer of them than the\n"
+        "engine takes at once, the run will be faster. price: by the engine's `price`. The replies are in the journal\n"
+        "and will not be asked for again.\n"
     )
 
 
@@ -208,12 +217,17 @@ def _canonical(config: Config, domain: str) -> list[tuple[str, str]]:
 
 def _relative_error(tokens: np.ndarray) -> float:
     """Return half the width of the 95 % interval of a mean, as a share of it."""
-    if len(tokens) < 2 or not tokens.mean():
+    if len(tokens) < _LEAST_FOR_AN_INTERVAL or not tokens.mean() > 0:
         return math.nan
     from scipy.stats import t
 
     half = t.ppf(0.975, len(tokens) - 1) * tokens.std(ddof=1) / math.sqrt(len(tokens))
     return float(half / tokens.mean())
+
+
+def _number(value: float, digits: int = 0) -> str:
+    """Say a number for reading."""
+    return "not said by the server" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
 def _duration(seconds: float) -> str:

@@ -6,18 +6,24 @@ They are kept unchecked: when the checks change, they are applied anew and no ca
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import TypeAdapter
+
 from cachelora.augment.reply import RawReply
 from cachelora.errors import EngineError
 
-# How every line begins.
-_START = b'{"query_id": "'
+_START = re.compile(rb'\s*\{\s*"query_id"\s*:\s*"([^"]*)"')
+_REPLY = TypeAdapter(RawReply)
+
+_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -56,17 +62,31 @@ class Journal:
             By query_id. A last line that a kill cut short does not count.
         """
         replies = {}
-        for path in sorted(self._folder.glob("*.jsonl")):
+        for path in filter(Path.is_file, sorted(self._folder.glob("*.jsonl"))):
             with path.open("rb") as stream:
-                for line in stream:
-                    if line.endswith(b"\n") and line[len(_START) :].partition(b'"')[0].decode() in wanted:
-                        reply = RawReply(**json.loads(line))
+                for number, line in enumerate(stream, start=1):
+                    start = _START.match(line)
+                    if start and start[1].decode("utf-8", "replace") not in wanted:
+                        continue
+                    try:
+                        reply = _REPLY.validate_python(json.loads(line))
+                    except (ValueError, RecursionError):
+                        # The last line of a file that a kill cut short is no news.
+                        if line.endswith(b"\n"):
+                            _log.warning("%s, line %d is damaged: its query is asked again", path, number)
+                        continue
+                    if line.endswith(b"\n") and reply.query_id in wanted:
                         replies[reply.query_id] = reply
         return replies
 
     @contextmanager
-    def writer(self) -> Iterator["Writer"]:
+    def writer(self, alone: bool = False) -> Iterator["Writer"]:
         """Open the journal for writing; no second process can.
+
+        Parameters
+        ----------
+        alone : bool
+            Whether no other shard may be written meanwhile either, because this writer's queries are of all shards.
 
         Yields
         ------
@@ -76,16 +96,19 @@ class Journal:
         Raises
         ------
         EngineError
-            If another process is writing this shard.
+            If another process is writing this shard, or all.
         """
+        with (self._folder / "lock").open("a") as lock:
+            _lock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, self._folder)
+            with self._shard_writer() as writer:
+                yield writer
+
+    @contextmanager
+    def _shard_writer(self) -> Iterator["Writer"]:
+        """Open the file of the shard."""
         # Half a surrogate pair, which an LLM may write, becomes its JSON escape.
         with self._file.open("a+", encoding="utf-8", errors="backslashreplace") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise EngineError(
-                    str(self._file), "another process is writing this shard", "Wait for it, or end it, and run again"
-                ) from error
+            _lock(stream, fcntl.LOCK_EX, self._file)
             _drop_torn_line(self._file)
             yield Writer(stream)
 
@@ -113,6 +136,18 @@ class Writer:
         self._stream.write(json.dumps(asdict(reply), ensure_ascii=False) + "\n")
         self._stream.flush()
         os.fsync(self._stream.fileno())
+
+
+def _lock(stream: TextIO, kind: int, what: Path) -> None:
+    """Lock a file, or say that another process has it."""
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise EngineError(
+            str(what),
+            "another process is writing this shard, or an estimate all",
+            "Wait for it, or end it, and run again",
+        ) from error
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -2,12 +2,20 @@
 
 import asyncio
 import logging
-import os
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from cachelora.augment.prompt import Prompts
-from cachelora.augment.server import CONNECT_SECONDS, Answer, LostQueryError, NoReplyError, Server
+from cachelora.augment.server import (
+    CONNECT_SECONDS,
+    PASSING_STATUSES,
+    QUERY_STATUSES,
+    Answer,
+    LostQueryError,
+    NoReplyError,
+    Server,
+    token_count,
+)
 from cachelora.config import OllamaEngine
 from cachelora.errors import EngineError
 
@@ -31,8 +39,8 @@ class Ollama(Server):
     packages = ("ollama", "tenacity")
 
     def __init__(self, settings: OllamaEngine, prompts: Prompts, seed: int) -> None:
-        # The client itself sends this key, which hosted models want.
-        super().__init__(settings, prompts, seed, os.environ.get("OLLAMA_API_KEY", ""))
+        # Which hosted models want.
+        super().__init__(settings, prompts, seed, "OLLAMA_API_KEY")
         self._digest: str | None = None
 
     @property
@@ -51,14 +59,19 @@ class Ollama(Server):
 
     def _client(self) -> AbstractAsyncContextManager[Any]:
         """Make a client."""
+        import httpx
         import ollama
 
-        return ollama.AsyncClient(host=self._settings.url)
+        return ollama.AsyncClient(
+            host=self._settings.url,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
+            # Else requests above its limit wait for a connection, and their time is running.
+            limits=httpx.Limits(max_connections=None),
+        )
 
     async def _check(self) -> None:
         """Find the model and its digest."""
         import httpx
-        import ollama
 
         try:
             async with self._client() as client:
@@ -69,7 +82,10 @@ class Ollama(Server):
             raise self._error(
                 f"no server answers there ({self._said(error)})", "Start it by `ollama serve`, or correct `url`"
             ) from error
-        except (ollama.ResponseError, ValueError) as error:
+        except EngineError:
+            raise
+        except Exception as error:
+            # Of many kinds: the client takes what it is given for what it should be.
             raise self._given_up(error) from error
 
     def _found(self, listed: Any) -> Any:
@@ -99,9 +115,8 @@ class Ollama(Server):
         import ollama
 
         if isinstance(error, ollama.ResponseError):
-            return error.status_code == 429 or error.status_code >= 500
-        # Of values: no JSON, or not what a reply should hold.
-        return isinstance(error, ConnectionError | httpx.TransportError | ValueError)
+            return error.status_code in PASSING_STATUSES or error.status_code >= 500
+        return isinstance(error, ConnectionError | httpx.TransportError)
 
     def _given_up(self, error: BaseException) -> EngineError:
         """Say what is wrong with the server, after the last attempt."""
@@ -122,6 +137,7 @@ class Ollama(Server):
 
     async def _complete(self, client: Any, task: str, query_id: str, query: str) -> Answer:
         """Send one request."""
+        import httpx
         import ollama
 
         try:
@@ -139,12 +155,15 @@ class Ollama(Server):
                 },
             )
         except ollama.ResponseError as error:
-            if error.status_code != 400:
+            if error.status_code not in QUERY_STATUSES:
                 raise
             # The query itself: the server has the model, and takes the other queries.
             raise LostQueryError("the server refused the query", str(error)) from error
-        if not answer.message.content and answer.done_reason == "length":
-            raise LostQueryError("max_tokens ended before the reply began", str(answer)[:300])
-        if not answer.message.content:
-            raise NoReplyError(f"an empty reply: {str(answer)[:200]}")
-        return Answer(answer.message.content, answer.prompt_eval_count or 0, answer.eval_count or 0)
+        except (httpx.DecodingError, httpx.TooManyRedirects, ValueError, TypeError, AttributeError) as error:
+            raise NoReplyError(f"an answer that is not of the protocol: {error}") from error
+        tokens = token_count(answer.prompt_eval_count), token_count(answer.eval_count)
+        if answer.message.content:
+            return Answer(answer.message.content, *tokens)
+        if answer.done_reason == "length":
+            raise LostQueryError("max_tokens ended before the reply began", str(answer), *tokens)
+        raise NoReplyError(f"an empty reply: {self._said(answer)}")

@@ -3,12 +3,20 @@
 import asyncio
 import json
 import logging
-import os
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from cachelora.augment.prompt import Prompts
-from cachelora.augment.server import CONNECT_SECONDS, Answer, LostQueryError, NoReplyError, Server
+from cachelora.augment.server import (
+    CONNECT_SECONDS,
+    PASSING_STATUSES,
+    QUERY_STATUSES,
+    Answer,
+    LostQueryError,
+    NoReplyError,
+    Server,
+    token_count,
+)
 from cachelora.config import OpenAIEngine
 from cachelora.errors import EngineError
 
@@ -35,14 +43,13 @@ class OpenAI(Server):
     packages = ("openai", "tenacity")
 
     def __init__(self, settings: OpenAIEngine, prompts: Prompts, seed: int) -> None:
-        self._key = os.environ.get(settings.key_variable, "")
-        super().__init__(settings, prompts, seed, self._key)
+        super().__init__(settings, prompts, seed, settings.key_variable)
         self._format = 0
 
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the replies: the journal's key."""
-        decisive = self._settings.model_dump(include={"max_tokens", "temperature", "request"})
+        decisive = self._settings.model_dump(mode="json", include={"max_tokens", "temperature", "request"})
         return {
             "type": self.type,
             "model": self.model,
@@ -53,9 +60,17 @@ class OpenAI(Server):
 
     def _client(self) -> AbstractAsyncContextManager[Any]:
         """Make a client that neither waits nor tries again by itself: what it does would not show in the log."""
+        import httpx2
         import openai
 
-        return openai.AsyncOpenAI(base_url=self._settings.url, api_key=self._key or "none", max_retries=0, timeout=None)
+        return openai.AsyncOpenAI(
+            base_url=self._settings.url,
+            api_key=self._key or "none",
+            max_retries=0,
+            timeout=None,
+            # Else requests above its limit wait for a connection, and their time is running.
+            http_client=openai.DefaultAsyncHttpxClient(limits=httpx2.Limits(max_connections=None)),
+        )
 
     async def _check(self) -> None:
         """Ask the server for its models."""
@@ -64,6 +79,8 @@ class OpenAI(Server):
         try:
             async with self._client() as client:
                 models = await asyncio.wait_for(client.models.list(), CONNECT_SECONDS)
+                known = [model.id for model in models.data]
+                listed = ", ".join(known[:9])
         except (openai.APIConnectionError, TimeoutError) as error:
             raise self._error(f"no server answers there ({self._said(error)})", "Start it, or correct `url`") from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -72,9 +89,11 @@ class OpenAI(Server):
             # Not every server has the list; what it lacks will show.
             _log.info("%s gives no list of models: %s", self._settings.url, self._said(error))
             return
-        known = [model.id for model in models.data]
+        except Exception as error:
+            # Of many kinds: the client takes what it is given for what it should be.
+            raise self._not_of_the_protocol(error) from error
         if known and self.model not in known:
-            _log.warning("%s does not list the model %s, but %s", self._settings.url, self.model, ", ".join(known[:9]))
+            _log.warning("%s does not list the model %s, but %s", self._settings.url, self.model, self._said(listed))
 
     def _may_pass(self, error: BaseException) -> bool:
         """Say whether another attempt may help."""
@@ -82,19 +101,20 @@ class OpenAI(Server):
 
         if isinstance(error, openai.RateLimitError):
             return error.code != "insufficient_quota"
-        passing = (openai.APIConnectionError, openai.InternalServerError, openai.APIResponseValidationError)
-        return isinstance(error, (*passing, json.JSONDecodeError))
+        if isinstance(error, openai.APIStatusError):
+            return error.status_code in PASSING_STATUSES or error.status_code >= 500
+        return isinstance(error, openai.APIConnectionError)
 
     def _given_up(self, error: BaseException) -> EngineError:
         """Say what is wrong with the server, after the last attempt."""
         import openai
 
-        if isinstance(error, openai.RateLimitError) and not self._may_pass(error):
-            return self._refusal(error)
-        if isinstance(error, openai.APIConnectionError | openai.InternalServerError | openai.RateLimitError):
+        if self._may_pass(error):
             return self._stopped_answering(error)
-        if isinstance(error, openai.APIStatusError):
-            return self._refusal(error)
+        return self._refusal(error) if isinstance(error, openai.APIStatusError) else self._not_of_the_protocol(error)
+
+    def _not_of_the_protocol(self, error: BaseException) -> EngineError:
+        """Say that something else answers there."""
         return self._error(
             f"its answers are not of the protocol ({self._said(error)})", "Correct `url`: most end in /v1"
         )
@@ -110,30 +130,37 @@ class OpenAI(Server):
                 # Either the format, which the next one shows, or the query itself.
                 refused = error
                 continue
+            except openai.APIStatusError as error:
+                if error.status_code not in QUERY_STATUSES:
+                    raise
+                raise LostQueryError("the server refused the query", str(error)) from error
+            except (openai.APIResponseValidationError, ValueError, TypeError, AttributeError) as error:
+                raise NoReplyError(f"an answer that is not of the protocol: {error}") from error
             if format_ > self._format:
                 self._format = format_
                 _log.warning(
                     "%s refuses the format %s (%s): asking with %s from here on",
                     self._settings.url, _FORMATS[format_ - 1], self._said(refused), name,
                 )  # fmt: skip
-            used = answer.usage
-            tokens = (used.prompt_tokens or 0, used.completion_tokens or 0) if used else (0, 0)
-            return Answer(self._content(answer), *tokens)
+            return self._read(answer)
         raise LostQueryError("the server refused the query", str(refused))
 
-    def _content(self, answer: Any) -> str:
-        """Return what the LLM wrote; raise if it is nothing."""
-        said = f"{str(answer)[:300]}"
-        if not answer.choices:
-            raise NoReplyError(f"an empty reply: {said}")
-        choice = answer.choices[0]
-        if choice.message.content:
-            return choice.message.content
-        if choice.finish_reason == "length":
-            raise LostQueryError("max_tokens ended before the reply began", said)
-        if choice.finish_reason == "content_filter" or getattr(choice.message, "refusal", None):
-            raise LostQueryError("the LLM refused to reply", said)
-        raise NoReplyError(f"an empty reply: {said}")
+    def _read(self, answer: Any) -> Answer:
+        """Return what the LLM wrote; raise if it is nothing. The client does not check what the server sends."""
+        used = getattr(answer, "usage", None)
+        tokens = [token_count(getattr(used, name, 0)) for name in ("prompt_tokens", "completion_tokens")]
+        try:
+            choice = answer.choices[0]
+            text, reason = choice.message.content, choice.finish_reason
+        except (AttributeError, TypeError, LookupError) as error:
+            raise NoReplyError(f"an answer that is not of the protocol: {self._said(answer)}") from error
+        if isinstance(text, str) and text:
+            return Answer(text, *tokens)
+        if reason == "length":
+            raise LostQueryError("max_tokens ended before the reply began", str(answer), *tokens)
+        if reason == "content_filter" or getattr(choice.message, "refusal", None):
+            raise LostQueryError("the LLM refused to reply", str(answer), *tokens)
+        raise NoReplyError(f"an empty reply: {self._said(answer)}")
 
     def _request(self, task: str, query_id: str, query: str, format_: str) -> dict[str, Any]:
         """Make the arguments of a request."""

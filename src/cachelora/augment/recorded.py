@@ -44,7 +44,7 @@ class Recorded:
                 rejects.append(
                     Reject(record.line, f"no text under {', '.join(map(repr, missing))}", str(record.fields)[:200])
                 )
-            elif not isinstance(record.fields.get("failure", ""), str):
+            elif not isinstance(record.fields.get("failure") or "", str):
                 rejects.append(Reject(record.line, "'failure' is not text", str(record.fields)[:200]))
             elif trivial_key(record.fields["query"]) in self._replies:
                 rejects.append(Reject(record.line, "this query is recorded above", record.fields["query"][:200]))
@@ -87,5 +87,5 @@ class Recorded:
                 fields["model"],
                 fields["prompt_version"],
                 str(fields.get("engine") or self.type),
-                failure=fields.get("failure"),
+                failure=fields.get("failure") or None,
             )

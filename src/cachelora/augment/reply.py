@@ -23,6 +23,10 @@ _ANSWER = re.compile(
 )
 
 
+# They turn the text around them, for example in a report.
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
 @dataclass(frozen=True)
 class RawReply:
     """What an engine gave for one query, unchecked.
@@ -127,12 +131,12 @@ class Reply:
 
 def _check_text(text: str, info: ValidationInfo) -> str:
     """Refuse what is no query; return it normalised."""
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text.strip()):
-        raise ValueError("holds control characters")
-    if not trivial_key(text):
-        raise ValueError("holds no word")
     if len(text) > info.context["max_chars"]:
         raise ValueError("too long")
+    if any(unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI for character in text.strip()):
+        raise ValueError("holds control characters")
+    if not any(character.isalnum() for character in text):
+        raise ValueError("holds no word")
     if _ANSWER.match(text.strip()):
         raise ValueError("an answer or comment, not a query")
     return normalise(text)
@@ -206,8 +210,10 @@ def parse_json(text: str) -> Any:
     Any
         The value, or None if nothing of it can be read.
     """
-    start = text.find("{", text.rfind("</think>") + 1)
-    if start < 0:
+    if not text.lstrip().startswith(("{", "`")) and "</think>" in text:
+        text = text.partition("</think>")[2]
+    start = text.find("{")
+    if start < 0 or text.lstrip().startswith("<think>"):
         return None
     try:
         return json.JSONDecoder(strict=False).raw_decode(text, start)[0]
@@ -217,7 +223,8 @@ def parse_json(text: str) -> Any:
             # Not cut but wrong: a quotation mark inside a text, for example. What stands before it looks like a whole
             # text and is none.
             end = max(start, *(text.rfind(mark, start, end) for mark in ('",', "},"))) + 1
-    except RecursionError:
+    except (ValueError, RecursionError):
+        # Of values: a number with thousands of digits.
         return None
     try:
         return from_json(text[start:end].encode("utf-8", "replace"), allow_partial=True)

@@ -1,7 +1,10 @@
 """What the engines that ask a server have in common: many requests in flight, patience, and nothing lost."""
 
 import asyncio
+import contextlib
 import logging
+import math
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -25,6 +28,11 @@ _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_WANTED_SECONDS = 900.0
 _LEAST_LOST_IN_A_ROW = 8
 
+PASSING_STATUSES = frozenset((408, 409, 425, 429, 499))
+"""What another attempt may turn into a reply, beside 5xx."""
+QUERY_STATUSES = frozenset((400, 413, 414, 422, 451))
+"""What concerns a query and not all of them."""
+
 
 class Answer(NamedTuple):
     """What a server answered to one request.
@@ -43,7 +51,7 @@ class Answer(NamedTuple):
 
 
 class NoReplyError(Exception):
-    """The server answered, but with nothing in it; another attempt may bring a reply."""
+    """The server answered with nothing, or nothing of its protocol; another attempt may bring a reply."""
 
 
 class LostQueryError(Exception):
@@ -55,11 +63,18 @@ class LostQueryError(Exception):
         Why, as it is counted: the same words for the same cause.
     said : str
         What the server said.
+    prompt_tokens, reply_tokens : int
+        What it took all the same.
     """
 
-    def __init__(self, reason: str, said: str) -> None:
+    def __init__(self, reason: str, said: str, prompt_tokens: int = 0, reply_tokens: int = 0) -> None:
         super().__init__(said)
         self.reason = reason
+        self.tokens = prompt_tokens, reply_tokens
+
+
+class _StoppedError(Exception):
+    """The job is over; no further attempt."""
 
 
 class Server(ABC):
@@ -73,18 +88,28 @@ class Server(ABC):
         What is asked.
     seed : int
         Seed of the LLM's sampling, for servers that take one.
-    secret : str
-        What must not show in messages; empty if there is none.
+    key_variable : str
+        Environment variable that may hold a key; it must not show in messages.
+
+    Raises
+    ------
+    EngineError
+        If the variable holds what cannot be a key.
     """
 
     type: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
 
-    def __init__(self, settings: ServerEngine, prompts: Prompts, seed: int, secret: str) -> None:
+    def __init__(self, settings: ServerEngine, prompts: Prompts, seed: int, key_variable: str) -> None:
         self._settings = settings
         self._prompts = prompts
         self._seed = seed
-        self._secret = secret
+        # A file that it was read from often adds a line end.
+        self._key = os.environ.get(key_variable, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise EngineError(
+                f"environment variable {key_variable}", "it holds characters that no key has", "Set it again"
+            )
         self.version = installed_version(*self.packages[:1])
         self.model = settings.model
         self.prompt_version = prompts.version
@@ -151,8 +176,9 @@ class Server(ABC):
     async def _replies(self, queries: Sequence[tuple[str, str]]) -> AsyncIterator[RawReply]:
         """Keep so many requests in flight as the settings say."""
         waiting = iter(queries)
-        stopped: EngineError | None = None
+        stopped: Exception | None = None
         lost_in_a_row = 0
+        self._stop = asyncio.Event()
         async with self._client() as client:
             flying = {
                 asyncio.create_task(self._ask(client, *query)) for query in islice(waiting, self._settings.concurrency)
@@ -161,20 +187,21 @@ class Server(ABC):
                 while flying:
                     done, flying = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
-                        if isinstance(error := task.exception(), EngineError):
-                            stopped = stopped or error
-                        elif error:
-                            raise error
-                        else:
+                        if (error := task.exception()) is None:
                             reply = task.result()
                             lost_in_a_row = lost_in_a_row + 1 if reply.failure else 0
                             yield reply
+                        elif not isinstance(error, _StoppedError):
+                            stopped = stopped or error
                     if lost_in_a_row >= max(self._settings.concurrency, _LEAST_LOST_IN_A_ROW):
-                        stopped = stopped or self._error(
+                        raise self._error(
                             f"none of the last {lost_in_a_row} queries got a reply (the last: {reply.failure})",
-                            "The job's log says more; what the server has answered is kept",
+                            "The log says more; what the server has answered is kept",
                         )
-                    if not stopped:
+                    if stopped:
+                        # Requests under way may bring a reply that was paid for; no other begins.
+                        self._stop.set()
+                    else:
                         flying |= {
                             asyncio.create_task(self._ask(client, *query)) for query in islice(waiting, len(done))
                         }
@@ -194,11 +221,13 @@ class Server(ABC):
                 answer = await self._insist(client, task, query_id, query)
             except LostQueryError as error:
                 failure = error.reason
+                prompt_tokens += error.tokens[0]
+                reply_tokens += error.tokens[1]
                 _log.warning("query %s: %s: %s", query_id, failure, self._said(error))
                 break
             except (TimeoutError, NoReplyError) as error:
                 late = f"no whole reply within {self._settings.timeout:g} s"
-                failure = late if isinstance(error, TimeoutError) else "an empty reply"
+                failure = late if isinstance(error, TimeoutError) else "an empty or broken answer"
                 _log.warning("query %s: %s, %d times", query_id, failure, self._settings.attempts)
                 break
             replied[task] = answer.text
@@ -224,17 +253,25 @@ class Server(ABC):
                     "query %s: %s; again in %.1f s",
                     query_id, self._said(state.outcome.exception()), state.next_action.sleep,
                 ),
+                sleep=self._pause,
                 reraise=True,
             ):  # fmt: skip
                 with attempt:
+                    if self._stop.is_set():
+                        raise _StoppedError
                     # The clients' own timeouts are for each read, and let a reply that trickles in go on for ever.
                     async with asyncio.timeout(self._settings.timeout):
                         return await self._complete(client, task, query_id, query)
-        except (TimeoutError, NoReplyError, LostQueryError):
+        except (TimeoutError, NoReplyError, LostQueryError, _StoppedError):
             raise
         except Exception as error:
             raise self._given_up(error) from error
         raise AssertionError("tenacity ends by a return or an exception")
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not when all is over."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
 
     def _query_seed(self, query_id: str) -> int:
         """Return the seed of a query."""
@@ -251,21 +288,25 @@ class Server(ABC):
         """Make an error that names the server."""
         return EngineError(f"engine {self.type}, {self._settings.url}", what, remedy)
 
-    def _said(self, error: BaseException | None) -> str:
-        """Return an error's words on one line, without the secret: some servers repeat it."""
-        words = " ".join((str(error) or type(error).__name__).split())[:300]
-        return words.replace(self._secret, "***") if self._secret else words
+    def _said(self, what: Any) -> str:
+        """Return the words of an error or answer, short and on one line, without the key: some servers repeat it."""
+        words = str(what) or type(what).__name__
+        if self._key:
+            words = words.replace(self._key, "***")
+        return " ".join(words.split())[:300]
 
 
 def _wait(state: Any) -> float:
     """Wait as long as the server wants, else twice as long each time, with jitter."""
     import tenacity
 
-    response = getattr(state.outcome.exception(), "response", None)
+    error = state.outcome.exception()
+    # Ollama's client keeps the response in the error that its own comes from.
+    response = getattr(error, "response", None) or getattr(error.__context__, "response", None)
     wanted = retry_after(response.headers.get("retry-after", "")) if response is not None else None
     if wanted is not None:
         return min(wanted, _LONGEST_WANTED_SECONDS)
-    return tenacity.wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_SECONDS)(state)
+    return tenacity.wait_exponential_jitter(multiplier=1, max=_LONGEST_WAIT_SECONDS)(state)
 
 
 def retry_after(header: str) -> float | None:
@@ -282,10 +323,27 @@ def retry_after(header: str) -> float | None:
         Seconds from now, at least 0; None if it says nothing.
     """
     try:
-        return max(0.0, float(header))
+        seconds = float(header)
+        return None if math.isnan(seconds) else max(0.0, seconds)
     except ValueError:
         pass
     try:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
+
+
+def token_count(value: Any) -> int:
+    """Read a number of tokens that a server gives.
+
+    Parameters
+    ----------
+    value : Any
+        Should be a number.
+
+    Returns
+    -------
+    int
+        The number; 0 for anything else.
+    """
+    return int(value) if isinstance(value, int | float) and 0 <= value < math.inf else 0

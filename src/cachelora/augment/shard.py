@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -141,12 +142,11 @@ class Shard:
         lines = []
         for query_id, raw in sorted(self._raw.items()):
             record = {"query": self.queries[query_id]}
-            record |= {task: raw.value(task) for task in ("paraphrases", "negatives") if raw.failure is None}
+            record |= {task: _recorded(raw.value(task)) for task in ("paraphrases", "negatives") if raw.failure is None}
             record |= {"model": raw.model, "prompt_version": raw.prompt_version, "engine": raw.engine}
             record |= {"failure": raw.failure} if raw.failure is not None else {}
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-        # Half a surrogate pair, which an LLM may write, becomes its JSON escape.
-        return "".join(lines).encode("utf-8", "backslashreplace").decode()
+        return "".join(lines)
 
     def summary(self) -> dict[str, Any]:
         """Count what came back, and say it in the log.
@@ -183,6 +183,23 @@ class Shard:
     def _in_order(self, replies: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """Iterate in the order of the queries."""
         return ((query_id, replies[query_id]) for query_id in self.queries)
+
+
+def _recorded(value: Any) -> Any:
+    """Return what a reply holds in a form that is read again as the same: texts, and what else is refused alike."""
+    if not isinstance(value, list):
+        return None
+    return [
+        {key: _recorded_text(item[key]) for key in ("kind", "text") if key in item}
+        if isinstance(item, dict)
+        else _recorded_text(item)
+        for item in value
+    ]
+
+
+def _recorded_text(text: Any) -> str | None:
+    """Return a text; one with half a surrogate pair, which no file can hold, with another control character for it."""
+    return re.sub("[\ud800-\udfff]", "\0", text) if isinstance(text, str) else None
 
 
 def recording_key(line: str) -> str:
