@@ -193,7 +193,9 @@ def quick(monkeypatch):
 
     longer = tenacity.wait_exponential_jitter
     monkeypatch.setattr(
-        tenacity, "wait_exponential_jitter", lambda multiplier, max: longer(multiplier / 100, 0.1, jitter=0.01)
+        tenacity,
+        "wait_exponential_jitter",
+        lambda multiplier, max: longer(multiplier=multiplier / 100, max=0.1, jitter=0.01),
     )
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OLLAMA_API_KEY", KEY)
