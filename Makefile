@@ -22,7 +22,7 @@ test: .venv/test.stamp
 
 # vLLM on the CPU, in an environment of its own.
 test-vllm: .venv/test.stamp .venv-vllm/test.stamp
-	$(BIN)/python -m pytest tests/workflow/test_vllm.py
+	TEST_VLLM=1 $(BIN)/python -m pytest tests/workflow/test_vllm.py
 
 data-check: .venv/demo.stamp
 	$(BIN)/cachelora data-check --configfile config/presets/fifth-domain.yaml
