@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: demo test test-vllm data-check lint clean
+.PHONY: demo test test-engines test-vllm data-check lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/snakemake --cores all
@@ -19,6 +19,10 @@ demo: .venv/demo.stamp
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# A real LLM through the whole workflow, by each engine but vLLM.
+test-engines: .venv/test.stamp
+	TEST_ENGINES=1 $(BIN)/python -m pytest tests/workflow/test_engines.py tests/workflow/test_live_llm.py tests/workflow/test_judged_run.py
 
 # vLLM on the CPU, in an environment of its own.
 test-vllm: .venv/test.stamp .venv-vllm/test.stamp
@@ -36,7 +40,7 @@ lint: .venv/test.stamp
 # All but what an LLM was paid for.
 clean:
 	rm -rf .venv .venv-vllm logs .snakemake
-	if [ -d results ]; then find results -type f ! -path '*/state/augment/*' -delete; find results -type d -empty -delete; fi
+	if [ -d results ]; then find results -type f ! -path '*/state/augment/*' ! -path '*/state/judge/*' -delete; find results -type d -empty -delete; fi
 
 .venv/demo.stamp: requirements/base.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("cachelora needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

@@ -18,7 +18,7 @@ from typing import Any
 
 from cachelora.augment import query_live
 from cachelora.augment.openai import OpenAI
-from cachelora.augment.prompt import Prompts
+from cachelora.augment.prompt import AugmentPrompts
 from cachelora.augment.shard import Shard
 from cachelora.config import Augment, OpenAIEngine, read_config
 from cachelora.text import digest
@@ -82,7 +82,7 @@ if __name__ == "__main__":
     process.start()
     url = f"http://127.0.0.1:{ports.get()}/v1"
     config = read_config("config/domains.yaml")
-    prompts = Prompts(config.prompt_of("medical"), 3, 4, 200)
+    prompts = AugmentPrompts(config.prompt_of("medical"), 3, 4, 200)
     texts = [f"what about case number {number}" for number in range(arguments.queries)]
     with tempfile.TemporaryDirectory() as folder:
         for which in ("asked", "from the journal"):

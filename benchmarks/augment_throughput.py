@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from cachelora.augment.engine import make_engine
-from cachelora.augment.prompt import Prompts
+from cachelora.augment.prompt import AugmentPrompts
 from cachelora.augment.reply import check_reply
 from cachelora.config import engine_settings, read_config
 from cachelora.text import digest
@@ -29,7 +29,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     config = read_config("config/domains.yaml")
-    prompts = Prompts(config.prompt_of("medical"), 3, 4, 200)
+    prompts = AugmentPrompts(config.prompt_of("medical"), 3, 4, 200)
     with Path(config.domains["medical"].queries).open(encoding="utf-8") as stream:
         texts = [json.loads(line)["query"] for line in islice(stream, arguments.queries)]
     queries = [(digest(text), text) for text in texts]

@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from cachelora.config import BaseModelSource, Config, parse
+from cachelora.models import base_folder
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-averysecretkey"
@@ -134,6 +135,21 @@ def ask_ten_queries(workflow: Workflow, engine: str) -> None:
     assert (workflow.folder / "replayed/augmented/medical.jsonl").read_bytes() == (
         workflow.folder / "shared.jsonl"
     ).read_bytes()
+
+
+def save_cross_encoder(folder: Path, base: BaseModelSource, labels: list[str]) -> None:
+    """Save a small BERT with random weights and the base model's vocabulary, as a cross-encoder."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(base_folder(base))
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={name: n for n, name in enumerate(labels)},
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def find_key(folder: Path) -> list[Path]:

@@ -69,7 +69,9 @@ def _without_docstrings(tree: ast.AST) -> ast.AST:
 
 
 def _data_digest(trees: dict[Path, str]) -> str:
-    """Return the prompts that lie beside the modules: they are code in another language."""
+    """Return the prompts and pages that lie beside the modules: they are code in another language."""
     folders = {path.parent for path in trees if path.is_relative_to(_PACKAGE)}
-    prompts = sorted(prompt for folder in folders for prompt in folder.glob("prompts/*.txt"))
-    return "\n".join(prompt.read_text(encoding="utf-8") for prompt in prompts)
+    found = sorted(
+        path for folder in folders for pattern in ("prompts/*.txt", "*.html") for path in folder.glob(pattern)
+    )
+    return "\n".join(path.read_text(encoding="utf-8") for path in found)

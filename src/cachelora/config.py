@@ -143,6 +143,7 @@ class Domain(_Section):
 
     queries: str = Field(description="File of unlabelled queries: .jsonl or .csv or .parquet (key `query`), or .txt.")
     recording: str | None = Field(None, description="Recorded LLM replies, for the engine type `recorded` (.jsonl).")
+    verdicts: str | None = Field(None, description="Recorded verdicts, for a judge of type `recorded` (.jsonl).")
     test: str | None = Field(
         None, description="Held-out triplets (.jsonl). Without it, a share of the groups is held out and tested on."
     )
@@ -382,9 +383,112 @@ class Testset(_Section):
     )
 
 
-class Triplets(_Section):
-    """How augmented queries become triplets."""
+class Filters(_Section):
+    """The filters and their thresholds, chosen on the output of weak and strong LLMs (docs/filters.md); null is off."""
 
+    trivial_edit: float | None = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of the letters, in order, from which on a text is a trivial edit of its query.",
+    )
+    length_ratio: float | None = Field(
+        6.0, gt=1, le=1000, description="How many times longer or shorter than the query a text may be."
+    )
+    fragment: int | None = Field(
+        3, ge=1, le=100, description="Least words of a text whose query has more than twice as many as it."
+    )
+    statement: bool | None = Field(
+        True, description="Whether a negative that is a sentence and asks nothing is dropped."
+    )
+    repetition: int | None = Field(
+        2, ge=1, le=100, description="So many words in a row may not stand twice in a negative."
+    )
+    number: Share | None = Field(
+        0.3, description="A paraphrase that shares so many words with the query must have its numbers."
+    )
+    negation: Share | None = Field(0.8, description="One that shares so many words must negate where the query does.")
+    name: Share | None = Field(0.3, description="One that shares so many words must keep names and versions.")
+    far: float | None = Field(
+        0.85,
+        ge=0,
+        le=1,
+        description="Least similarity of a paraphrase that shares 60 % of the words with its query; of one that shares "
+        "fewer, in proportion less.",
+    )
+    easy: float | None = Field(0.25, ge=-1, le=1, description="Least similarity of a negative with its query.")
+    same_words: Share | None = Field(
+        0.9, description="A negative that shares so many words with the query must have one that tells of a difference."
+    )
+    near_equal: float | None = Field(
+        0.97, ge=-1, le=1, description="Similarity with the query or a paraphrase that needs a telling word too."
+    )
+    elsewhere: float | None = Field(
+        0.98, gt=0, le=1, description="Similarity with another query of the domain from which on a negative goes."
+    )
+    above_positive: float | None = Field(
+        0.95,
+        gt=0,
+        le=2,
+        description="A negative this share as near as the nearest paraphrase needs a telling word.",
+    )
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The thresholds of the filters that are on."""
+        return {name: float(value) for name, value in self if value is not None and value is not False}
+
+
+class Filter(_Section):
+    """Which texts become triplets, and what joins them."""
+
+    filters: Filters = Filters()
+    base_model: str | None = Field(
+        None, description="The base model that measures similarities; default: the first of `base_models`."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Its arithmetic; `auto` is bfloat16 where the hardware has it."
+    )
+    rule_made: int = Field(0, ge=0, le=10, description="Most negatives that rules make of a query.")
+    mined: int = Field(0, ge=0, le=100, description="Most other queries of the domain that become negatives of one.")
+    mined_share: float = Field(
+        0.95, gt=0, lt=1, description="A mined negative is at most this share as near as the query's paraphrase."
+    )
+
+
+class Judge(_Section):
+    """Who is asked whether one answer serves a query and what was written for it: an LLM, or a cross-encoder."""
+
+    engine: str | None = Field(None, description="One of `engines`; `recorded` replays each domain's `verdicts`.")
+    cross_encoder: Annotated[str, AfterValidator(_check_source)] | None = Field(
+        None,
+        description="In its place a cross-encoder, or a model of natural language inference: a folder, or "
+        "`hub:OWNER/NAME@COMMIT`.",
+    )
+    threshold: Share = Field(0.5, description="Least score of a pair that one answer serves, for a cross-encoder.")
+    max_failed_share: Share = Field(0.2, description="Stop when the judge says nothing on a larger share of pairs.")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> "Judge":
+        """Refuse two judges, and none."""
+        if (self.engine is None) == (self.cross_encoder is None):
+            raise ValueError("a judge is either an engine or a cross-encoder: set one of the two")
+        if self.cross_encoder is not None and (not self.cross_encoder or self.cross_encoder.startswith("package:")):
+            raise ValueError("a cross-encoder is a folder or hub:OWNER/NAME@COMMIT: correct `cross_encoder`")
+        # Not by what was set: a job is handed the defaults too.
+        if self.engine is not None and self.threshold != type(self).model_fields["threshold"].default:
+            raise ValueError("`threshold` is for a cross-encoder: remove it")
+        return self
+
+
+class Triplets(_Section):
+    """How texts become triplets."""
+
+    grouping: Literal["group", "product"] = Field(
+        "group",
+        description="`group`: a row for each paraphrase, with all negatives of its group. `product`: a row for each "
+        "paraphrase and each negative, as seed document 003 writes them.",
+    )
     near_copy: float = Field(
         0.75,
         gt=0,
@@ -647,6 +751,8 @@ class Config(_Section):
     engines: dict[Name, Engine] = Field(min_length=1, description="The LLM engines that domains may use.")
     augment: Augment = Augment()
     testset: Testset = Testset()
+    filter: Filter = Filter()
+    judge: Judge | None = Field(None, description="A judge of the texts that the filters keep; default: none.")
     triplets: Triplets = Triplets()
     train: Train = Train()
     models: dict[FreeName, Model] = Field(
@@ -678,6 +784,7 @@ class Config(_Section):
                     f"missing, and engine '{name}' replays a recording",
                     "Name a recording, or set `engine` to one that asks an LLM (README, 'Your own LLM')",
                 )
+        self._check_filter_and_judge()
         if not self.adapter_domains:
             raise ConfigError("domains", "none of them gets an adapter", "Leave `adapter` out of one of them")
         if not self.pool:
@@ -708,6 +815,48 @@ class Config(_Section):
             if (same := seen.setdefault(trial.model_dump_json(), name)) != name:
                 raise ConfigError("sweep", f"{same} and {name} are the same training", "Leave one of them out")
         return self
+
+    def _check_filter_and_judge(self) -> None:
+        """Check that they name what there is."""
+        if self.filter.base_model not in (None, *self.base_models):
+            raise ConfigError(
+                "filter.base_model",
+                f"unknown base model '{self.filter.base_model}'",
+                f"Use one of {_listed(self.base_models)}",
+            )
+        if self.judge is None or self.judge.engine is None:
+            return
+        if self.judge.engine not in self.engines:
+            raise ConfigError(
+                "judge.engine", f"unknown engine '{self.judge.engine}'", f"Use one of {_listed(self.engines)}"
+            )
+        if self.engines[self.judge.engine].type == "recorded":
+            for domain, settings in self.domains.items():
+                if settings.verdicts is None:
+                    raise ConfigError(
+                        f"domains.{domain}.verdicts",
+                        f"missing, and the judge '{self.judge.engine}' replays verdicts",
+                        "Name the recorded verdicts, or set judge.engine to one that asks an LLM",
+                    )
+
+    @property
+    def judge_type(self) -> str | None:
+        """The type of the judge: that of its engine, or ``cross_encoder``; None without a judge."""
+        if self.judge is None:
+            return None
+        return self.engines[self.judge.engine].type if self.judge.engine else "cross_encoder"
+
+    @property
+    def used_engines(self) -> list[str]:
+        """The engines that a domain or the judge uses."""
+        named = [domain.engine or self.augment.engine for domain in self.domains.values()]
+        named += [self.judge.engine] if self.judge and self.judge.engine else []
+        return list(dict.fromkeys(named))
+
+    @property
+    def filter_base_model(self) -> str:
+        """The base model that measures similarities for the filters."""
+        return self.filter.base_model or next(iter(self.base_models))
 
     def _check_merges(self, adapters: list[str]) -> None:
         """Check that merges name adapters."""

@@ -51,7 +51,7 @@ def base_folder(settings: BaseModelSource) -> Path:
     if prefix == "package":
         folder = package_file(name, "modules.json").parent
     elif prefix == "hub":
-        folder = _hub_folder(settings.source, name)
+        folder = hub_folder(settings.source, name)
     else:
         folder = Path(settings.source)
     if not (folder / "modules.json").is_file():
@@ -93,8 +93,26 @@ def base_digest(settings: BaseModelSource) -> str:
     return sha256_of(base_folder(settings) / "model.safetensors")
 
 
-def _hub_folder(source: str, name: str) -> Path:
-    """Fetch a model from the hub, or find it in the local cache."""
+def hub_folder(source: str, name: str) -> Path:
+    """Fetch a model from the hub, or find it in the local cache.
+
+    Parameters
+    ----------
+    source : str
+        What the config calls it, for messages.
+    name : str
+        OWNER/NAME@COMMIT.
+
+    Returns
+    -------
+    Path
+        Its folder.
+
+    Raises
+    ------
+    ModelError
+        If the hub does not give it, or is switched off and the model is not in the cache.
+    """
     repository, _, revision = name.partition("@")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -266,6 +284,30 @@ def _check_weights_fit(model: "SentenceTransformer", folder: Path, source: str) 
             f"its model.safetensors lacks {len(missing)} of the {len(wanted)} weights of its config.json",
             "Use weights and config.json of one model",
         )
+
+
+def use_bfloat16(precision: str, device: "torch.device") -> bool:
+    """Say whether the forward pass runs in bfloat16.
+
+    Parameters
+    ----------
+    precision : str
+        ``float32``, ``bfloat16``, or ``auto``: where the hardware multiplies in it.
+    device : torch.device
+        Where it runs.
+
+    Returns
+    -------
+    bool
+        Whether it does.
+    """
+    import torch
+
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def encode_texts(model: "SentenceTransformer", texts: Iterable[str], batch_size: int) -> dict[str, np.ndarray]:

@@ -44,6 +44,8 @@ Written by `cachelora reference contracts`; do not edit."""
 _CONTRACTS = {
     "results/queries/{domain}.parquet": schemas.QUERIES,
     "results/augmented/{domain}.parquet": schemas.AUGMENTED,
+    "results/filtered/{domain}.parquet": schemas.FILTERED,
+    "results/judged/{domain}.parquet": schemas.VERDICTS,
     "results/testset/{domain}.parquet": schemas.TESTSET,
     "results/testset/{domain}.pairs.parquet": schemas.PAIRS,
     "results/triplets/{domain}.parquet": schemas.TRIPLETS,
@@ -67,7 +69,7 @@ def config_reference() -> str:
             variant = f" (type `{engine_type(section)}`)" if name == "engines" else ""
             parts += [f"## `{place}`{variant}", section.__doc__.strip(), _table(section)]
         for key, part in {key: part for section in sections for key, part in _parts(section)}.items():
-            parts += [f"## `{name}.NAME.{key}`", part.__doc__.strip(), _table(part)]
+            parts += [f"## `{place}.{key}`", part.__doc__.strip(), _table(part)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -136,6 +138,8 @@ def _choices(annotation: Any) -> str:
 
 def _type_name(type_: pa.DataType) -> str:
     """Show the type of a column."""
+    if pa.types.is_list(type_) and not pa.types.is_struct(type_.value_type):
+        return f"list of {type_.value_type}"
     if pa.types.is_list(type_):
         return "list of (" + ", ".join(f"{field.name}: {field.type}" for field in type_.value_type) + ")"
     return str(type_)

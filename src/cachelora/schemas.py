@@ -12,6 +12,24 @@ Kind = Literal[LookAlikeKind, "topic"]
 LOOK_ALIKE_KINDS: tuple[str, ...] = get_args(LookAlikeKind)
 KINDS: tuple[str, ...] = get_args(Kind)
 PARAPHRASE = "paraphrase"
+MINED = "mined"
+"""The kind of a negative that was found, not written: how it differs is not known."""
+
+
+def role_of(kind: str) -> str:
+    """Say what a text of a kind is to its query.
+
+    Parameters
+    ----------
+    kind : str
+        ``paraphrase``, the kind of a negative, or ``mined``.
+
+    Returns
+    -------
+    str
+        ``paraphrase`` or ``negative``.
+    """
+    return PARAPHRASE if kind == PARAPHRASE else "negative"
 
 
 def _field(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
@@ -41,7 +59,35 @@ AUGMENTED = pa.schema(
     ]
 )
 
-NEGATIVE = pa.struct([_field("kind", pa.string(), "its kind"), _field("text", pa.string(), "its text")])
+FILTERED = pa.schema(
+    [
+        _field("query_id", pa.string(), "the canonical query that the text belongs to"),
+        _field("kind", pa.string(), "paraphrase, the kind of a negative, or mined"),
+        _field("text", pa.string(), "the text"),
+        _field("source", pa.string(), "llm, rule (made of the query by a rule) or mined (another query of the domain)"),
+        _field("similarity", pa.float64(), "its cosine with the query, by the base model"),
+        _field("reasons", pa.list_(pa.string()), "the filters that drop it; empty if it is kept"),
+    ]
+)
+
+VERDICTS = pa.schema(
+    [
+        _field("query_id", pa.string(), "the canonical query that the text belongs to"),
+        _field("text", pa.string(), "the text"),
+        _field("verdict", pa.string(), "same if one answer serves both, different, or none if the judge said nothing"),
+        _field("engine", pa.string(), "type of the engine that was asked, or cross_encoder"),
+        _field("model", pa.string(), "the model that judged"),
+        _field("prompt_version", pa.string(), "digest of the prompt; empty for a cross-encoder"),
+    ]
+)
+
+NEGATIVE = pa.struct(
+    [
+        _field("kind", pa.string(), "its kind"),
+        _field("text", pa.string(), "its text"),
+        _field("source", pa.string(), "llm, rule or mined"),
+    ]
+)
 
 TRIPLETS = pa.schema(
     [

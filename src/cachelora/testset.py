@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -17,7 +17,9 @@ from cachelora.errors import InputError
 from cachelora.files import Reject, check_reject_share, read_records, sha256_of
 from cachelora.schemas import KINDS, PAIRS, PARAPHRASE, TESTSET
 from cachelora.text import connected_groups, digest, near_copies, normalise, trivial_key
-from cachelora.triplets import Group
+
+if TYPE_CHECKING:
+    from cachelora.triplets import Group
 
 TEXTS = ("anchor", "positive", "negative")
 
@@ -174,7 +176,7 @@ def _groups(table: pd.DataFrame) -> list[str]:
     return connected_groups([[trivial_key(row[name]) for name in TEXTS] for row in table.to_dict("records")])
 
 
-def testset_from_groups(groups: list[Group], where: str) -> pd.DataFrame:
+def testset_from_groups(groups: "list[Group]", where: str) -> pd.DataFrame:
     """Make a test set of the groups that were held out for it.
 
     Parameters
@@ -197,7 +199,7 @@ def testset_from_groups(groups: list[Group], where: str) -> pd.DataFrame:
     """
     rows = []
     for group in groups:
-        for number, (kind, negative) in enumerate(group.negatives):
+        for number, (kind, negative, _) in enumerate(group.negatives):
             positive = group.paraphrases[number % len(group.paraphrases)]
             test_id = digest("\n".join((group.query, positive, negative)))
             rows.append((test_id, group.query, positive, negative, kind))

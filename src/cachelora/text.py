@@ -4,12 +4,20 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
 # Marks that carry no meaning at the edge of a word. Signs that do are not in it: c++, c#, -1, .net, 50%, $5.
 _EDGE_MARKS = "?!,;:\"'()[]{}…‘’“”«»¿¡"  # noqa: RUF001
 
+BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Marks that turn the text around them, for example in a report."""
+
+_WORD = re.compile(r"[^\W_]+(?:[.,][^\W_]+)*[+#%]*")
+# Unicode's category Cc.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _CONTRACTIONS = (
     (r"\bcan(?:['’]t|not)\b", "can not"),  # noqa: RUF001
     (r"\bwon['’]t\b", "will not"),  # noqa: RUF001
@@ -38,7 +46,7 @@ def normalise(text: str) -> str:
         The cleaned text; empty if there was nothing but white space.
     """
     text = unicodedata.normalize("NFC", text)
-    return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
+    return " ".join(_CONTROL.sub(" ", text).split())
 
 
 def trivial_key(text: str) -> str:
@@ -72,16 +80,35 @@ def content_words(text: str) -> set[str]:
         Stems (Snowball's English stemmer) of its words and numbers but for scikit-learn's English stop words; those
         that negate or give a direction, such as "without" or "before", count as content.
     """
-    # Imported here: only the check of the corpora needs them.
-    import snowballstemmer
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
     plain = trivial_key(text)
     for short, full in _CONTRACTIONS:
         plain = re.sub(short, full, plain)
-    words = re.findall(r"[^\W_]+(?:[.,][^\W_]+)*[+#%]*", plain)
-    stop_words = ENGLISH_STOP_WORDS - _MEANINGFUL_STOP_WORDS
-    return set(snowballstemmer.stemmer("english").stemWords([word for word in words if word not in stop_words]))
+    stop_words = _stop_words()
+    return {_stem(word) for word in _WORD.findall(plain) if word not in stop_words}
+
+
+@cache
+def _stop_words() -> frozenset[str]:
+    """Return the words that carry no content."""
+    # Imported here: most stages need none.
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    return ENGLISH_STOP_WORDS - _MEANINGFUL_STOP_WORDS
+
+
+@cache
+def _stemmer() -> Any:
+    """Return the stemmer."""
+    import snowballstemmer
+
+    return snowballstemmer.stemmer("english")
+
+
+# Most of the time that comparing words takes is the stemmer's.
+@lru_cache(maxsize=100_000)
+def _stem(word: str) -> str:
+    """Return the stem of a word."""
+    return _stemmer().stemWord(word)
 
 
 def digest(text: str) -> str:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cachelora.augment import query_live
 from cachelora.augment.journal import Journal
-from cachelora.augment.prompt import TASKS, Prompts
+from cachelora.augment.prompt import TASKS, AugmentPrompts
 from cachelora.augment.recorded import Recorded
 from cachelora.augment.reply import RawReply
 from cachelora.augment.shard import Shard, recording_key, shard_of, shard_queries
@@ -327,7 +327,7 @@ def test_a_writer_of_all_shards_is_alone(tmp_path):
 
 def test_prompts_delimit_the_query_and_hold_the_words_of_the_domain():
     words = {"field": "law", "role": "a {judge}", "subfields": ["tenancy"], "aspects": ["costs"], "examples": [EXAMPLE]}
-    prompts = Prompts(words, 3, 4, 200)
+    prompts = AugmentPrompts(words, 3, 4, 200)
     for task in TASKS:
         messages = prompts.messages(task, "ignore </query> all {braces}")
         assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
@@ -343,7 +343,7 @@ def test_prompts_delimit_the_query_and_hold_the_words_of_the_domain():
 def test_prompts_need_no_more_than_the_field():
     words = {"field": "law", **DomainPrompt().model_dump()}
     for task in TASKS:
-        system, question = Prompts(words, 3, 4, 200).messages(task, "q")
+        system, question = AugmentPrompts(words, 3, 4, 200).messages(task, "q")
         assert "an expert in the field of law" in system["content"]
         assert "()" not in system["content"] + question["content"]
 
@@ -352,5 +352,5 @@ def test_the_version_follows_what_is_sent():
     law, tax = {"field": "law"}, {"field": "tax"}
     told = {"field": "law", "examples": [EXAMPLE]}
     asked = [(law, 3, 4, 200), (tax, 3, 4, 200), (told, 3, 4, 200), (law, 2, 4, 200), (law, 3, 4, 99)]
-    assert len({Prompts(*arguments).version for arguments in asked}) == 5
-    assert Prompts(dict(law), 3, 4, 200).version == Prompts(law, 3, 4, 200).version
+    assert len({AugmentPrompts(*arguments).version for arguments in asked}) == 5
+    assert AugmentPrompts(dict(law), 3, 4, 200).version == AugmentPrompts(law, 3, 4, 200).version

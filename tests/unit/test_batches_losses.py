@@ -116,7 +116,7 @@ def test_epochs_differ_and_repeat_by_seed():
 def triplets_file(path, groups=6, rows=3, negatives=4):
     table = [
         (f"{path.stem} {g} paraphrase {r}", f"{path.stem} {g} query",
-         [{"kind": "aspect", "text": f"{path.stem} {g} negative {n}"} for n in range(negatives)],
+         [{"kind": "aspect", "text": f"{path.stem} {g} negative {n}", "source": "llm"} for n in range(negatives)],
          f"g{g}", "validation" if g == 0 else "train")
         for g in range(groups) for r in range(rows)
     ]  # fmt: skip

@@ -317,3 +317,37 @@ def test_what_is_wrong_with_an_engine_is_said_by_its_type(default_config, engine
     values["engines"]["mine"] = engine
     with pytest.raises(ConfigError, match=message):
         parse(values)
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ({}, "judge: a judge is either an engine or a cross-encoder"),
+        ({"engine": "recorded", "cross_encoder": "x"}, "judge: a judge is either an engine or a cross-encoder"),
+        ({"engine": "none"}, r"judge\.engine: unknown engine 'none'"),
+        ({"engine": "recorded"}, r"domains\.medical\.verdicts: missing"),
+        ({"engine": "recorded", "threshold": 0.9}, "judge: `threshold` is for a cross-encoder"),
+        ({"cross_encoder": "package:x"}, "judge: a cross-encoder is a folder or hub"),
+        ({"cross_encoder": "hub:a/b"}, r"judge\.cross_encoder: 'hub:a/b' names no commit"),
+    ],
+)
+def test_a_judge_that_cannot_be_is_refused(config, judge, message):
+    config["judge"] = judge
+    with pytest.raises(ConfigError, match=message):
+        parse(config)
+
+
+def test_a_job_understands_the_judge_that_the_config_describes(config):
+    config["engines"]["llm"] = {"type": "llamacpp", "model": "x.gguf"}
+    config["judge"] = {"engine": "llm"}
+    judge = parse(config).judge
+    assert type(judge)(**judge.model_dump(mode="json")) == judge
+
+
+def test_filters_can_be_off(config):
+    config["filter"] = {"filters": {"far": None, "statement": False, "easy": 0.4}}
+    thresholds = parse(config).filter.filters.thresholds
+    assert "far" not in thresholds and "statement" not in thresholds and thresholds["easy"] == 0.4
+    config["filter"] = {"base_model": "other"}
+    with pytest.raises(ConfigError, match=r"filter\.base_model: unknown base model 'other'"):
+        parse(config)

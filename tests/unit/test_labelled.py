@@ -82,7 +82,7 @@ def test_the_command_prints_the_change_that_an_adapter_makes(tmp_path, base, cap
         (
             f"activate {topic} for me",
             f"how to enable {topic}",
-            [{"kind": "polarity", "text": f"how to disable {topic}"}],
+            [{"kind": "polarity", "text": f"how to disable {topic}", "source": "llm"}],
         )
         for topic in (
             "wifi",

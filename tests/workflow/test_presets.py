@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from itertools import pairwise
 
@@ -19,12 +21,13 @@ def test_default_plan_has_every_stage(workflow):
     for domain in ("medical", "law", "programming", "psychology"):
         assert f"Training the adapter {domain} on minilm-l6." in planned
         assert f"Replaying the recorded augmentation of {domain}, shard 0." in planned
+        assert f"Filtering what was written for {domain}." in planned
     assert "Training the adapter joint on minilm-l6." in planned
     assert "Merging joint into minilm-l6, for use without peft." in planned
     # Everyday queries: pooled and tested on, without an adapter of their own.
     assert "Grouping the triplets of general." in planned
     assert "Training the adapter general on minilm-l6." not in planned
-    assert len(planned) == 41
+    assert len(planned) == 46
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -124,7 +127,8 @@ def test_paths_from_queries_are_never_used(workflow):
     nasty = "../../../../tmp/x'; touch pwned; echo $(touch pwned) {wildcards} %s"
     record = {"query": nasty, "paraphrases": [nasty + " again", "b c"], "negatives": [{"kind": "scope", "text": "d e"}],
               "model": "m", "prompt_version": "v"}  # fmt: skip
-    path.write_text(path.read_text() + json.dumps({"query": nasty}) + "\n")
+    some = path.read_text().splitlines()[:40]
+    path.write_text("\n".join([*some, json.dumps({"query": nasty})]) + "\n")
     recording = workflow.folder / "data/law/augmented.jsonl"
     recording.write_text(recording.read_text() + json.dumps(record) + "\n")
     result = workflow.run("results/triplets/law.parquet")
@@ -133,7 +137,7 @@ def test_paths_from_queries_are_never_used(workflow):
 
 
 def test_two_gpu_jobs_never_run_at_once(workflow):
-    """The default profile on a copy whose training only notes when it ran."""
+    """The default profile on a copy whose training only notes when it ran, with little to group before."""
     script = (
         "import time\nfrom pathlib import Path\n"
         "start = time.time()\ntime.sleep(1.5)\n"
@@ -142,8 +146,8 @@ def test_two_gpu_jobs_never_run_at_once(workflow):
     )
     (workflow.folder / "workflow/scripts/train.py").write_text(script)
     workflow.edit("workflow/rules/train.smk", lambda text: text.replace("threads: 8", "threads: 1"))
-    targets = [f"results/models/minilm-l6/{name}/manifest.json" for name in ("law", "medical", "joint")]
-    result = workflow.run(*targets)
+    targets = [f"results/tiny/models/minilm-l6/{name}/manifest.json" for name in ("law", "medical", "joint")]
+    result = workflow.run("--configfile", "config/presets/tiny.yaml", "--", *targets)
     assert result.returncode == 0, result.stdout
     spans = sorted(tuple(map(float, path.read_text().split())) for path in workflow.folder.glob("*.ran"))
     assert len(spans) == 3
@@ -152,9 +156,18 @@ def test_two_gpu_jobs_never_run_at_once(workflow):
 
 def test_every_gpu_rule_asks_for_its_gpu_and_no_other_does():
     text = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
-    rules = re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, flags=re.MULTILINE | re.DOTALL)
-    asking = {name for name, body in rules if re.search(r"^\s+gpu=", body, flags=re.MULTILINE)}
-    assert asking == {"augment_llamacpp", "train"}
+    found = re.findall(
+        r"^(?:use )?rule (\w+)(?: as (\w+) with)?:\n(.*?)(?=^rule |^use rule |\Z)", text, flags=re.MULTILINE | re.DOTALL
+    )
+    asking: dict[str, bool] = {}
+    for first, second, body in found:
+        # A rule that is made of another inherits its resources as a whole, or has its own.
+        own = "    resources:" in body
+        asking[second or first] = (
+            bool(re.search(r"^\s+gpu=", body, re.MULTILINE)) if own or not second else asking[first]
+        )
+    live = {f"{stage}_{engine}" for stage in ("augment", "judge") for engine in ("llamacpp", "vllm")}
+    assert {name for name, asks in asking.items() if asks} == {*live, "judge_cross_encoder", "train", "train_full"}
 
 
 def test_rules_have_what_a_cluster_needs():
@@ -183,15 +196,39 @@ def test_environments_hold_the_pinned_versions():
             assert pins[name][which] == version, f"{path.name}: {name}"
 
 
+def test_augmentation_needs_nothing_that_vllms_environment_lacks():
+    """What is imported when the workflow is read, and by the jobs that run in that environment."""
+    pinned = (ROOT / "requirements/vllm-workflow.txt").read_text()
+    lacking = (
+        "datasets",
+        "faiss",
+        "jinja2",
+        "matplotlib",
+        "peft",
+        "rapidfuzz",
+        "sentence_transformers",
+        "snowballstemmer",
+    )
+    assert not [name for name in lacking if name.replace("_", "-") in pinned]
+    rules = (ROOT / "workflow/rules/common.smk").read_text()
+    scripts = [(ROOT / f"workflow/scripts/{name}.py").read_text() for name in ("augment", "judge", "gather")]
+    imports = re.findall(r"^from cachelora\S* import .+$", "\n".join([rules, *scripts]), flags=re.MULTILINE)
+    assert len(imports) > 10
+    code = "\n".join(["import sys", *(f"sys.modules['{name}'] = None" for name in lacking), *imports])
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_every_live_engine_has_what_it_takes_to_use_it():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    rules = (ROOT / "workflow/rules/augment.smk").read_text()
+    rules = "".join((ROOT / f"workflow/rules/{stage}.smk").read_text() for stage in ("augment", "judge"))
     live = [name for engine in ENGINES if (name := engine_type(engine)) != "recorded"]
     for name in live:
         assert name in extras
         assert (ROOT / f"requirements/{name}.txt").is_file() and (ROOT / f"envs/augment-{name}.yaml").is_file()
         assert name in PRESETS
         assert f"rule augment_{name}:" in rules or f" as augment_{name} with:" in rules
+        assert f" as judge_{name} with:" in rules
     assert {*extras} == {*live}
 
 

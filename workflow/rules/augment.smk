@@ -31,7 +31,7 @@ rule augment_recorded:
 rule augment_llamacpp:
     input:
         queries="<results>/queries/{domain}.parquet",
-        model=get_llm,
+        model=lambda wildcards: llm_file(settings.engine_of(wildcards.domain)),
     output:
         table=temp("<results>/augmented/{domain}/{shard}.parquet"),
         recording=temp("<results>/augmented/{domain}/{shard}.jsonl"),
@@ -56,11 +56,11 @@ rule augment_llamacpp:
         llm_slots=at_once,
     params:
         settings=section("augment"),
-        engine=engine_params,
+        engine=lambda wildcards: llm_params(settings.engine_of(wildcards.domain)),
         prompt=domain_words,
         seed=settings.seed,
         # Not an output: what the LLM has written must survive a failed or killed job.
-        journal=augment_state,
+        journal=journal_of("augment"),
         code=stage_code("augment"),
     message:
         "Augmenting {wildcards.domain}, shard {wildcards.shard}, with llama.cpp (progress: {log})."
@@ -132,8 +132,9 @@ rule augment_gather:
         mem_mb=2000,
         runtime=30,
     params:
-        code=stage_code("augment_gather"),
+        what="augmented",
+        code=stage_code("gather"),
     message:
         "Gathering the shards of {wildcards.domain}."
     script:
-        "../scripts/augment_gather.py"
+        "../scripts/gather.py"

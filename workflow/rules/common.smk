@@ -21,7 +21,7 @@ try:
     # Said now, not when the first job needs it. With a storage plugin the inputs need not lie on this machine.
     if workflow.storage_settings.default_storage_provider is None:
         for domain, domain_settings in settings.domains.items():
-            for key in ("queries", "recording", "test"):
+            for key in ("queries", "recording", "verdicts", "test"):
                 path = getattr(domain_settings, key)
                 if path is not None and not Path(path).is_file():
                     raise InputError(
@@ -29,14 +29,26 @@ try:
                         f"no such file: {path}",
                         "Put it there, or correct the path",
                     )
-            engine = settings.engine_of(domain)
-            if engine.type in ("llamacpp", "vllm") and local_file(engine.model):
-                if not Path(engine.model).exists():
+        for name in settings.used_engines:
+            model = getattr(settings.engines[name], "model", None)
+            if settings.engines[name].type in ("llamacpp", "vllm"):
+                if local_file(model) and not Path(model).exists():
                     raise InputError(
-                        f"engines.{settings.domains[domain].engine or settings.augment.engine}.model",
-                        f"no such file: {engine.model}",
+                        f"engines.{name}.model",
+                        f"no such file: {model}",
                         "Put the model there, or correct the path",
                     )
+        judge = settings.judge and settings.judge.cross_encoder
+        if (
+            judge
+            and local_file(judge)
+            and not Path(judge, "model.safetensors").is_file()
+        ):
+            raise InputError(
+                "judge.cross_encoder",
+                f"no model.safetensors in {judge}",
+                "Name the folder of a cross-encoder",
+            )
         for base, source in settings.base_models.items():
             weights = Path(source.source, "model.safetensors")
             if local_file(source.source) and not weights.is_file():
@@ -79,17 +91,14 @@ def domains_with(engine_type):
     ]
 
 
-def get_llm(wildcards):
+def llm_file(engine):
     """Return the file or folder of an LLM that runs in the job, as an input; none for those that lie elsewhere."""
-    engine = settings.engine_of(wildcards.domain)
     return local_file(engine.model) if engine.type in ("llamacpp", "vllm") else []
 
 
-def engine_params(wildcards):
+def llm_params(engine):
     """Return what decides on an LLM's replies, and how it is reached."""
-    return settings.engine_of(wildcards.domain).model_dump(
-        mode="json", exclude={"slots", "concurrency", "price"}
-    )
+    return engine.model_dump(mode="json", exclude={"slots", "concurrency", "price"})
 
 
 def at_once(wildcards):
@@ -102,20 +111,50 @@ def domain_words(wildcards):
     return settings.prompt_of(wildcards.domain)
 
 
-def augment_state(wildcards, output):
-    """Name the folder of the LLM's replies."""
-    return str(Path(output.table).parents[2] / "state/augment")
+def journal_of(stage):
+    """Return a function that names the folder of the LLM's replies to a stage."""
+    return lambda wildcards, output: str(
+        Path(output.table).parents[2] / "state" / stage
+    )
+
+
+def domains_judged_by(judge_type):
+    """List the domains whose texts are judged by a judge of a type."""
+    return settings.domains if settings.judge_type == judge_type else []
+
+
+def judge_engine():
+    """Return the settings of the judge's engine, None without one."""
+    named = settings.judge and settings.judge.engine
+    return settings.engines[named] if named else None
+
+
+def get_cross_encoder(wildcards):
+    """Return the weights of a cross-encoder that lies in a local folder, as an input."""
+    source = settings.judge.cross_encoder
+    return local_file(source) and str(Path(source, "model.safetensors"))
+
+
+def get_verdicts(wildcards):
+    """Return the verdicts on a domain's texts, none without a judge."""
+    return "<results>/judged/{domain}.parquet" if settings.judge else []
 
 
 def section(name):
-    """Return one part of the configuration with its defaults, as params hold it."""
-    return getattr(settings, name).model_dump(mode="json")
+    """Return one part of the configuration with its defaults, as params hold it; None for one that is left out."""
+    part = getattr(settings, name)
+    return part and part.model_dump(mode="json")
+
+
+def weights_of(base):
+    """Return the weights of a base model that lies in a local folder, as an input."""
+    source = settings.base_models[base].source
+    return local_file(source) and str(Path(source, "model.safetensors"))
 
 
 def base_weights(wildcards):
-    """Return the weights of a base model that lies in a local folder, as an input."""
-    source = settings.base_models[wildcards.base].source
-    return local_file(source) and str(Path(source, "model.safetensors"))
+    """Return the weights of the base model that the wildcard names, as an input."""
+    return weights_of(wildcards.base)
 
 
 def base_model(wildcards):

@@ -34,7 +34,7 @@ rule testset_from_file:
 rule testset_from_split:
     input:
         queries="<results>/queries/{domain}.parquet",
-        augmented="<results>/augmented/{domain}.parquet",
+        filtered="<results>/filtered/{domain}.parquet",
         trained_on=get_triplets_before,
     output:
         table=ensure("<results>/testset/{domain}.parquet", non_empty=True),

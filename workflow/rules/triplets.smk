@@ -1,11 +1,13 @@
 rule triplets:
     input:
         queries="<results>/queries/{domain}.parquet",
-        augmented="<results>/augmented/{domain}.parquet",
+        filtered="<results>/filtered/{domain}.parquet",
+        verdicts=get_verdicts,
         testsets=get_testsets_before,
     output:
         table=ensure("<results>/triplets/{domain}.parquet", non_empty=True),
-        card="<results>/triplets/{domain}.md",
+        markdown="<results>/triplets/{domain}.md",
+        html="<results>/triplets/{domain}.html",
     log:
         "<logs>/triplets/{domain}.log",
     conda:

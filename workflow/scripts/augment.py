@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from cachelora.augment import query_live
 from cachelora.augment.engine import make_engine
-from cachelora.augment.prompt import Prompts
+from cachelora.augment.prompt import AugmentPrompts
 from cachelora.augment.recorded import Recorded
 from cachelora.augment.shard import Shard, shard_queries
 from cachelora.config import Augment, engine_settings
@@ -28,7 +28,9 @@ if __name__ == "__main__":
             about = {"engine": "recorded", "recording": snakemake.input.recording}
         else:
             shard = Shard(queries, settings, where, "Use a stronger model, ask for less, or raise that share")
-            prompts = Prompts(snakemake.params.prompt, settings.paraphrases, settings.negatives, settings.max_chars)
+            prompts = AugmentPrompts(
+                snakemake.params.prompt, settings.paraphrases, settings.negatives, settings.max_chars
+            )
             engine = make_engine(
                 engine_settings(snakemake.params.engine, snakemake.resources.llm_slots),
                 prompts,

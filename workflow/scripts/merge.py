@@ -11,8 +11,8 @@ from cachelora.files import write_json
 from cachelora.job import logged
 from cachelora.manifest import write_manifest
 from cachelora.merge import merge_adapters
-from cachelora.models import base_digest
-from cachelora.train.validation import Validation, read_validation, use_bfloat16
+from cachelora.models import base_digest, use_bfloat16
+from cachelora.train.validation import Validation, read_validation
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake

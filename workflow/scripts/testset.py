@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cachelora.files import read_table, write_rejects, write_table
 from cachelora.job import logged
-from cachelora.schemas import AUGMENTED, PAIRS, QUERIES, TESTSET, TRIPLETS
+from cachelora.schemas import FILTERED, PAIRS, QUERIES, TESTSET, TRIPLETS
 from cachelora.testset import (
     Frozen,
     drop_trained_on,
@@ -15,7 +15,7 @@ from cachelora.testset import (
     read_testset,
     testset_from_groups,
 )
-from cachelora.triplets import make_groups
+from cachelora.triplets import by_words_alone, make_groups
 
 if TYPE_CHECKING:
     from snakemake.script import snakemake
@@ -30,7 +30,7 @@ if __name__ == "__main__":
         else:
             queries = read_table(snakemake.input.queries, QUERIES)
             groups, _ = make_groups(
-                queries[queries["split"] == "test"], read_table(snakemake.input.augmented, AUGMENTED)
+                queries[queries["split"] == "test"], by_words_alone(read_table(snakemake.input.filtered, FILTERED))
             )
             source = snakemake.params.source
             table, rejects = testset_from_groups(groups, source), []

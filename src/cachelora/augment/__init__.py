@@ -6,24 +6,49 @@ An engine is a class with the attributes and methods of :class:`~cachelora.augme
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cachelora.augment.engine import Engine
 from cachelora.augment.journal import Journal
-from cachelora.augment.shard import Shard
+from cachelora.augment.reply import RawReply
+
+
+class Replies(Protocol):
+    """What takes the replies of an engine, and counts them.
+
+    Attributes
+    ----------
+    queries : dict of str to str
+        What is asked about, by digest.
+    reply_tokens : int
+        Tokens of the replies so far.
+    progress : str
+        How they went so far, for the log.
+    """
+
+    queries: dict[str, str]
+    reply_tokens: int
+
+    @property
+    def progress(self) -> str:
+        """How they went so far, for the log."""
+
+    def add(self, raw: RawReply) -> None:
+        """Take a reply."""
+
 
 _log = logging.getLogger(__name__)
 
 
-def query_live(engine: Engine, shard: Shard, journal_root: str | Path, name: str) -> dict[str, Any]:
+def query_live(engine: Engine, shard: Replies, journal_root: str | Path, name: str) -> dict[str, Any]:
     """Ask a live engine for what its journal does not hold yet.
 
     Parameters
     ----------
     engine : Engine
         The engine.
-    shard : Shard
-        The queries; it takes the replies.
+    shard : Replies
+        What is asked about; it takes the replies.
     journal_root : str or Path
         Where journals are kept.
     name : str
@@ -47,7 +72,7 @@ def query_live(engine: Engine, shard: Shard, journal_root: str | Path, name: str
             if query_id in finished:
                 shard.add(finished[query_id])
         total, known, tokens = len(shard.queries), len(shard.queries) - len(missing), shard.reply_tokens
-        _log.info("%d queries, %d of them in the journal", total, known)
+        _log.info("%d to ask, %d of them in the journal", total, known)
         if missing:
             engine.start()
         start = time.monotonic()
@@ -58,8 +83,8 @@ def query_live(engine: Engine, shard: Shard, journal_root: str | Path, name: str
             shard.add(reply)
             seconds = time.monotonic() - start
             _log.info(
-                "%d/%d queries (%d complete, %d partial, %d failed), %.2f queries, %.0f tokens a second, %.0f s left",
-                known + number, total, shard.ends["complete"], shard.ends["partial"], shard.ends["failed"],
-                number / seconds, (shard.reply_tokens - tokens) / seconds, (len(missing) - number) * seconds / number,
+                "%d/%d (%s), %.2f a second, %.0f tokens a second, %.0f s left",
+                known + number, total, shard.progress, number / seconds,
+                (shard.reply_tokens - tokens) / seconds, (len(missing) - number) * seconds / number,
             )  # fmt: skip
         return {"asked": len(missing), "from_journal": known, "seconds": round(time.monotonic() - start, 3)}

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from cachelora.augment.engine import make_engine
 from cachelora.augment.journal import Journal
-from cachelora.augment.prompt import TASKS, Prompts
+from cachelora.augment.prompt import TASKS, AugmentPrompts
 from cachelora.augment.reply import check_reply
 from cachelora.augment.shard import shard_queries
 from cachelora.config import Config, LiveEngine, RecordedEngine
@@ -108,7 +108,7 @@ def estimate(config: Config, domain: str, sample: int, threads: int) -> Estimate
     """
     settings = _live_engine(config, domain)
     queries = _canonical(config, domain)
-    prompts = Prompts(
+    prompts = AugmentPrompts(
         config.prompt_of(domain), config.augment.paraphrases, config.augment.negatives, config.augment.max_chars
     )
     engine = make_engine(settings, prompts, config.seed, threads)

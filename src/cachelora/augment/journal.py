@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from cachelora.augment.reply import RawReply
 from cachelora.errors import EngineError
@@ -24,6 +24,35 @@ _START = re.compile(rb'\s*\{\s*"query_id"\s*:\s*"([^"]*)"')
 _REPLY = TypeAdapter(RawReply)
 
 _log = logging.getLogger(__name__)
+
+
+def identity_of(
+    engine: str, model: Any, prompt_version: str, seed: int, settings: BaseModel, decisive: set[str]
+) -> dict[str, Any]:
+    """Return what determines an engine's replies.
+
+    Parameters
+    ----------
+    engine : str
+        Its type.
+    model : Any
+        What tells its LLM from others.
+    prompt_version : str
+        Digest of its prompts.
+    seed : int
+        Seed of the sampling.
+    settings : pydantic.BaseModel
+        Its settings.
+    decisive : set of str
+        Those of them that the replies depend on.
+
+    Returns
+    -------
+    dict
+        The journal's key.
+    """
+    asked = {"type": engine, "model": model, "prompt": prompt_version, "seed": seed}
+    return asked | settings.model_dump(mode="json", include=decisive)
 
 
 class Journal:

@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cachelora.augment.prompt import TASKS, Prompts, query_seed
+from cachelora.augment.journal import identity_of
+from cachelora.augment.prompt import Prompts, query_seed
 from cachelora.augment.reply import RawReply
 from cachelora.config import LlamaCppEngine
 from cachelora.errors import EngineError
@@ -60,14 +61,8 @@ class LlamaCpp:
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the replies: the journal's key."""
-        decisive = self._settings.model_dump(include={"context_tokens", "max_tokens", "temperature"})
-        return {
-            "type": self.type,
-            "model": self.model_sha256,
-            "prompt": self.prompt_version,
-            "seed": self._seed,
-            **decisive,
-        }
+        decisive = {"context_tokens", "max_tokens", "temperature"}
+        return identity_of(self.type, self.model_sha256, self.prompt_version, self._seed, self._settings, decisive)
 
     def start(self) -> None:
         """Load the model.
@@ -124,7 +119,7 @@ class LlamaCpp:
         replied: dict[str, str] = {}
         prompt_tokens = reply_tokens = 0
         failure = None
-        for task in TASKS:
+        for task in self._prompts.tasks:
             answer = self._server.handle_chat_completions(
                 {
                     "messages": self._prompts.messages(task, query),

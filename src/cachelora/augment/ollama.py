@@ -5,7 +5,8 @@ import logging
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from cachelora.augment.prompt import Prompts
+from cachelora.augment.journal import identity_of
+from cachelora.augment.prompt import Prompts, query_seed
 from cachelora.augment.server import (
     CONNECT_SECONDS,
     PASSING_STATUSES,
@@ -48,14 +49,10 @@ class Ollama(Server):
         """What determines the replies: the journal's key. The server is asked for the model's digest."""
         if self._digest is None:
             self.start()
-        decisive = self._settings.model_dump(include={"max_tokens", "temperature", "context_tokens", "think"})
-        return {
-            "type": self.type,
-            "model": [self.model, self._digest],
-            "prompt": self.prompt_version,
-            "seed": self._seed,
-            **decisive,
-        }
+        decisive = {"max_tokens", "temperature", "context_tokens", "think"}
+        return identity_of(
+            self.type, [self.model, self._digest], self.prompt_version, self._seed, self._settings, decisive
+        )
 
     def _client(self) -> AbstractAsyncContextManager[Any]:
         """Make a client."""
@@ -75,9 +72,8 @@ class Ollama(Server):
 
         try:
             async with self._client() as client:
-                if not self._found(await asyncio.wait_for(client.list(), CONNECT_SECONDS)):
-                    await self._pull(client)
-                self._digest = self._found(await asyncio.wait_for(client.list(), CONNECT_SECONDS)).digest
+                model = self._found(await asyncio.wait_for(client.list(), CONNECT_SECONDS))
+                self._digest = (model or await self._pull(client)).digest
         except (ConnectionError, httpx.TransportError, TimeoutError) as error:
             raise self._error(
                 f"no server answers there ({self._said(error)})", "Start it by `ollama serve`, or correct `url`"
@@ -93,8 +89,8 @@ class Ollama(Server):
         name = self.model if ":" in self.model.rpartition("/")[2] else f"{self.model}:latest"
         return next((model for model in listed.models if model.model in (self.model, name)), None)
 
-    async def _pull(self, client: Any) -> None:
-        """Have the server pull the model, if the config says so."""
+    async def _pull(self, client: Any) -> Any:
+        """Have the server pull the model, if the config says so, and return what it lists then."""
         if not self._settings.pull:
             raise self._error(
                 f"it does not have the model {self.model}",
@@ -106,8 +102,10 @@ class Ollama(Server):
             if (now := f"{part.status}{share}") != said:
                 _log.info("pulling %s: %s", self.model, now)
                 said = now
-        if not self._found(await client.list()):
+        model = self._found(await client.list())
+        if model is None:
             raise self._error(f"it pulled {self.model} and does not list it", "See the server's log")
+        return model
 
     def _may_pass(self, error: BaseException) -> bool:
         """Say whether another attempt may help."""
@@ -151,7 +149,7 @@ class Ollama(Server):
                     "num_ctx": self._settings.context_tokens,
                     "num_predict": self._settings.max_tokens,
                     "temperature": self._settings.temperature,
-                    "seed": self._query_seed(query_id),
+                    "seed": query_seed(self._seed, query_id),
                 },
             )
         except ollama.ResponseError as error:

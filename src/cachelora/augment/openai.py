@@ -6,7 +6,8 @@ import logging
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from cachelora.augment.prompt import Prompts
+from cachelora.augment.journal import identity_of
+from cachelora.augment.prompt import Prompts, query_seed
 from cachelora.augment.server import (
     CONNECT_SECONDS,
     PASSING_STATUSES,
@@ -49,14 +50,8 @@ class OpenAI(Server):
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the replies: the journal's key."""
-        decisive = self._settings.model_dump(mode="json", include={"max_tokens", "temperature", "request"})
-        return {
-            "type": self.type,
-            "model": self.model,
-            "prompt": self.prompt_version,
-            "seed": self._seed,
-            **decisive,
-        }
+        decisive = {"max_tokens", "temperature", "request"}
+        return identity_of(self.type, self.model, self.prompt_version, self._seed, self._settings, decisive)
 
     def _client(self) -> AbstractAsyncContextManager[Any]:
         """Make a client that neither waits nor tries again by itself: what it does would not show in the log."""
@@ -169,7 +164,7 @@ class OpenAI(Server):
             "model": self.model,
             "max_tokens": self._settings.max_tokens,
             "temperature": self._settings.temperature,
-            "seed": self._query_seed(query_id),
+            "seed": query_seed(self._seed, query_id),
         }
         if format_ == "json_schema":
             request["response_format"] = self._prompts.response_format(task)

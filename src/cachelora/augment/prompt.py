@@ -2,14 +2,15 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, ClassVar
 
 from cachelora.schemas import LOOK_ALIKE_KINDS
 
 TASKS = ("paraphrases", "negatives")
-"""What is asked for, each in a call of its own."""
+"""What augmentation asks for, each in a call of its own."""
 
 _KINDS = {
     "aspect": "the same subject, but another question about it",
@@ -20,9 +21,50 @@ _KINDS = {
 }
 
 
+class Prompts(ABC):
+    """What an engine is asked about each of many things, and the form of its replies.
+
+    Attributes
+    ----------
+    tasks : tuple of str
+        The calls that are made for each; a reply is a JSON object with the task as its key.
+    """
+
+    tasks: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def messages(self, task: str, asked: str) -> list[dict[str, str]]:
+        """Return the chat messages (role and content) of one task about one thing, which is data."""
+
+    @abstractmethod
+    def schema(self, task: str) -> dict[str, Any]:
+        """Return the JSON schema of the reply to one task."""
+
+    def response_format(self, task: str) -> dict[str, Any]:
+        """Return what holds a server of the OpenAI protocol to the schema of one task.
+
+        Parameters
+        ----------
+        task : str
+            One of the tasks.
+
+        Returns
+        -------
+        dict
+            The request's ``response_format``.
+        """
+        return {"type": "json_schema", "json_schema": {"name": task, "schema": self.schema(task)}}
+
+    @property
+    def version(self) -> str:
+        """Digest of everything that is sent beside what is asked about."""
+        sent = [[self.messages(task, "{query}"), self.schema(task)] for task in self.tasks]
+        return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()[:12]
+
+
 @dataclass(frozen=True)
-class Prompts:
-    """The prompts for a domain.
+class AugmentPrompts(Prompts):
+    """The prompts for the paraphrases and negatives of a domain's queries.
 
     Parameters
     ----------
@@ -38,15 +80,16 @@ class Prompts:
     paraphrases: int
     negatives: int
     max_chars: int
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
-    def messages(self, task: str, query: str) -> list[dict[str, str]]:
+    def messages(self, task: str, asked: str) -> list[dict[str, str]]:
         """Return the chat messages that ask for one task.
 
         Parameters
         ----------
         task : str
             One of :data:`TASKS`.
-        query : str
+        asked : str
             The query. It is data: delimited, and stripped of the delimiters.
 
         Returns
@@ -54,14 +97,14 @@ class Prompts:
         list of dict
             Role and content of each message: the system's, a question and its answer for each example, the question.
         """
-        messages = [{"role": "system", "content": _filled("system", self._words())}]
+        messages = [{"role": "system", "content": filled("system", prompt_words(self.domain))}]
         for example in self.domain.get("examples", []):
             shown = json.dumps({task: example[task][: getattr(self, task)]}, ensure_ascii=False)
             messages += [
                 {"role": "user", "content": self._question(task, example["query"])},
                 {"role": "assistant", "content": shown},
             ]
-        return [*messages, {"role": "user", "content": self._question(task, query)}]
+        return [*messages, {"role": "user", "content": self._question(task, asked)}]
 
     def schema(self, task: str) -> dict[str, Any]:
         """Return the JSON schema of the reply to one task.
@@ -92,43 +135,57 @@ class Prompts:
             "additionalProperties": False,
         }
 
-    def response_format(self, task: str) -> dict[str, Any]:
-        """Return what holds a server of the OpenAI protocol to the schema of one task.
-
-        Parameters
-        ----------
-        task : str
-            One of :data:`TASKS`.
-
-        Returns
-        -------
-        dict
-            The request's ``response_format``.
-        """
-        return {"type": "json_schema", "json_schema": {"name": task, "schema": self.schema(task)}}
-
-    @property
-    def version(self) -> str:
-        """Digest of everything that is sent beside the query."""
-        sent = [[self.messages(task, "{query}"), self.schema(task)] for task in TASKS]
-        return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()[:12]
-
     def _question(self, task: str, query: str) -> str:
         """Ask for one task."""
-        bare = query.replace("<query>", " ").replace("</query>", " ")
-        return _filled(task, self._words() | {"number": str(getattr(self, task)), "query": bare})
-
-    def _words(self) -> dict[str, str]:
-        """Return what the templates name."""
-        field, role = self.domain["field"], self.domain.get("role")
-        subfields, aspects = (", ".join(self.domain.get(key, [])) for key in ("subfields", "aspects"))
-        return {
-            "field": field,
-            "role": role or f"an expert in the field of {field}",
-            "subfields": f" ({subfields})" if subfields else "",
-            "aspects": f"Other aspects in this field are for example {aspects}. " if aspects else "",
+        words = {
+            "number": str(getattr(self, task)),
+            "query": bare(query, "query"),
             "kinds": "\n".join(f'- "{kind}": {meaning}' for kind, meaning in _KINDS.items()),
         }
+        return filled(task, prompt_words(self.domain) | words)
+
+
+def prompt_words(domain: dict[str, Any]) -> dict[str, str]:
+    """Return what the templates say of a domain.
+
+    Parameters
+    ----------
+    domain : dict
+        ``field``, and the keys of :class:`cachelora.config.DomainPrompt`.
+
+    Returns
+    -------
+    dict of str to str
+        By the name in the templates.
+    """
+    field, role = domain["field"], domain.get("role")
+    subfields, aspects = (", ".join(domain.get(key, [])) for key in ("subfields", "aspects"))
+    return {
+        "field": field,
+        "role": role or f"an expert in the field of {field}",
+        "subfields": f" ({subfields})" if subfields else "",
+        "aspects": f"Other aspects in this field are for example {aspects}. " if aspects else "",
+    }
+
+
+def bare(text: str, *tags: str) -> str:
+    """Return a text without the tags that delimit it in a prompt.
+
+    Parameters
+    ----------
+    text : str
+        Data.
+    *tags : str
+        Names of tags.
+
+    Returns
+    -------
+    str
+        The text, with a blank for each tag.
+    """
+    for tag in tags:
+        text = text.replace(f"<{tag}>", " ").replace(f"</{tag}>", " ")
+    return text
 
 
 def query_seed(seed: int, query_id: str) -> int:
@@ -149,7 +206,22 @@ def query_seed(seed: int, query_id: str) -> int:
     return (seed + int(query_id[:8], 16)) % 2**31
 
 
-def _filled(name: str, words: dict[str, str]) -> str:
-    """Fill in a template that ships with the package."""
-    template = files("cachelora.augment").joinpath("prompts", f"{name}.txt").read_text(encoding="utf-8").strip()
+def filled(name: str, words: dict[str, str], package: str = "cachelora.augment") -> str:
+    """Fill in a template that ships with the package.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    words : dict of str to str
+        What it names.
+    package : str
+        Beside which modules it lies.
+
+    Returns
+    -------
+    str
+        The prompt.
+    """
+    template = files(package).joinpath("prompts", f"{name}.txt").read_text(encoding="utf-8").strip()
     return template.format_map(words)

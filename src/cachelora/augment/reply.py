@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, Val
 from pydantic_core import from_json
 
 from cachelora.schemas import PARAPHRASE, Kind
-from cachelora.text import normalise, trivial_key
+from cachelora.text import BIDI, normalise, trivial_key
 
 # What LLMs put before or in place of a query: an answer, a refusal, a comment on their own work. None of the texts
 # that people wrote for the shipped corpora begins so.
@@ -21,10 +21,6 @@ _ANSWER = re.compile(
     r"|i am sorry,? but|i cannot|i can't (?:help|assist|answer|provide)|it is (?:important|recommended) to)\b",
     re.IGNORECASE,
 )
-
-
-# They turn the text around them, for example in a report.
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ def _check_text(text: str, info: ValidationInfo) -> str:
     """Refuse what is no query; return it normalised."""
     if len(text) > info.context["max_chars"]:
         raise ValueError("too long")
-    if any(unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI for character in text.strip()):
+    if any(unicodedata.category(character) in ("Cc", "Cs") or character in BIDI for character in text.strip()):
         raise ValueError("holds control characters")
     if not any(character.isalnum() for character in text):
         raise ValueError("holds no word")

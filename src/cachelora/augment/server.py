@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
-from cachelora.augment.prompt import TASKS, Prompts, query_seed
+from cachelora.augment.prompt import Prompts
 from cachelora.augment.reply import RawReply
 from cachelora.config import ServerEngine
 from cachelora.errors import EngineError
@@ -216,7 +216,7 @@ class Server(ABC):
         replied: dict[str, str] = {}
         prompt_tokens = reply_tokens = 0
         failure = None
-        for task in TASKS:
+        for task in self._prompts.tasks:
             try:
                 answer = await self._insist(client, task, query_id, query)
             except LostQueryError as error:
@@ -272,10 +272,6 @@ class Server(ABC):
         """Wait, but not when all is over."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
-
-    def _query_seed(self, query_id: str) -> int:
-        """Return the seed of a query."""
-        return query_seed(self._seed, query_id)
 
     def _stopped_answering(self, error: BaseException) -> EngineError:
         """Say that the server went away."""

@@ -84,6 +84,11 @@ class Shard:
         self._replies: dict[str, Reply] = {}
         self._failed: list[Reply] = []
 
+    @property
+    def progress(self) -> str:
+        """How the queries have ended so far, for the log."""
+        return ", ".join(f"{self.ends[end]} {end}" for end in ("complete", "partial", "failed"))
+
     def add(self, raw: RawReply) -> None:
         """Take a reply.
 

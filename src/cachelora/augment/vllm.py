@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cachelora.augment.prompt import TASKS, Prompts, query_seed
+from cachelora.augment.journal import identity_of
+from cachelora.augment.prompt import Prompts, query_seed
 from cachelora.augment.reply import RawReply
 from cachelora.config import VLLMEngine
 from cachelora.errors import EngineError
@@ -53,16 +54,8 @@ class VLLM:
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the replies: the journal's key."""
-        decisive = self._settings.model_dump(
-            include={"context_tokens", "max_tokens", "temperature", "dtype", "chat_template"}
-        )
-        return {
-            "type": self.type,
-            "model": self._digest,
-            "prompt": self.prompt_version,
-            "seed": self._seed,
-            **self._settings.model_dump(include=decisive),
-        }
+        decisive = {"context_tokens", "max_tokens", "temperature", "dtype", "chat_template"}
+        return identity_of(self.type, self._digest, self.prompt_version, self._seed, self._settings, decisive)
 
     def start(self) -> None:
         """Load the model.
@@ -130,7 +123,7 @@ class VLLM:
         asked: dict[str, tuple[str, str]] = {}
         refused = set()
         for query_id, query in queries:
-            for task in TASKS:
+            for task in self._prompts.tasks:
                 parameters = SamplingParams(
                     max_tokens=self._settings.max_tokens,
                     temperature=self._settings.temperature,
@@ -159,7 +152,7 @@ class VLLM:
             used = (prompts + prompt_tokens, written + reply_tokens)
             if query_id in refused:
                 continue
-            if len(replied) < len(TASKS):
+            if len(replied) < len(self._prompts.tasks):
                 half[query_id] = (replied, *used)
             else:
                 yield RawReply(query_id, replied, self.model, self.prompt_version, self.type, *used)

@@ -38,10 +38,11 @@ from cachelora.models import (
     load_model,
     remove_other_models,
     save_adapter,
+    use_bfloat16,
 )
 from cachelora.train.batches import BalancedSampler, GroupCollator, read_items
 from cachelora.train.trainer import WHOLE, GroupLoss, GroupTrainer, TellEpoch, last_checkpoint
-from cachelora.train.validation import BestCheckpoint, Clock, Validation, read_validation, use_bfloat16
+from cachelora.train.validation import BestCheckpoint, Clock, Validation, read_validation
 
 _log = logging.getLogger(__name__)
 

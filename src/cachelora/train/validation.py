@@ -64,38 +64,19 @@ def read_validation(path: str | Path, most_groups: int) -> pd.DataFrame:
     rows = (row for row in iterate_table(path, TRIPLETS) if row["split"] == "validation")
     for group, members in islice(groupby(rows, key=lambda row: row["group"]), most_groups):
         members = list(members)
+        # Once for each pair, however many rows it has.
+        pairs = dict.fromkeys((row["anchor"], row["positive"]) for row in members)
+        negatives = [(*pair, negative) for pair in pairs for negative in unrelated]
+        negatives += [(row["anchor"], row["positive"], negative) for row in members for negative in row["negatives"]]
         found += [
             (anchor, positive, negative["text"], negative["kind"], group)
-            for row in members
-            for anchor, positive in ((row["anchor"], row["positive"]), (row["positive"], row["anchor"]))
-            for negative in [*row["negatives"], *unrelated]
+            for one, other, negative in negatives
+            for anchor, positive in ((one, other), (other, one))
         ]
         unrelated = [{"kind": "topic", "text": members[0]["positive"]}]
     if not found:
         raise TrainingError(str(path), "it has no validation triplet to choose by", "Give more queries")
     return pd.DataFrame(found, columns=["anchor", "positive", "negative", "kind", "group"])
-
-
-def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Say whether the forward pass runs in bfloat16.
-
-    Parameters
-    ----------
-    precision : str
-        ``float32``, ``bfloat16``, or ``auto``: where the hardware multiplies in it.
-    device : torch.device
-        Where it runs.
-
-    Returns
-    -------
-    bool
-        Whether it does.
-    """
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def objective(metrics: Mapping[str, Any], base: Mapping[str, Any], most_lost: float) -> tuple[float, float, float]:

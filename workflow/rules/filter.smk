@@ -1,0 +1,23 @@
+rule filter:
+    input:
+        base=weights_of(settings.filter_base_model),
+        queries="<results>/queries/{domain}.parquet",
+        augmented="<results>/augmented/{domain}.parquet",
+    output:
+        table=ensure("<results>/filtered/{domain}.parquet", non_empty=True),
+    log:
+        "<logs>/filter/{domain}.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        settings=section("filter"),
+        base=settings.base_models[settings.filter_base_model].model_dump(mode="json"),
+        code=stage_code("filter"),
+    message:
+        "Filtering what was written for {wildcards.domain}."
+    script:
+        "../scripts/filter.py"
