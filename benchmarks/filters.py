@@ -29,7 +29,7 @@ from cachelora.filter import filter_texts
 from cachelora.filter.reasons import REASONS
 from cachelora.judge import Verdicts, pairs_to_judge, replay
 from cachelora.manifest import write_manifest
-from cachelora.metrics import average_precision, bootstrap_weights, interval, margin
+from cachelora.metrics import average_precision, distributions, interval, margin, pairs_of_triplets
 from cachelora.models import load_model, score_triplets
 from cachelora.queries import group_queries, read_queries, split_groups
 from cachelora.schemas import PARAPHRASE, TRIPLETS, role_of
@@ -203,9 +203,10 @@ def resampled(scores: dict[str, pd.DataFrame], draws: int) -> dict[str, dict[str
     """Return margin and AP of each domain, in each of so many draws of the groups; the first draw is all of them."""
     found: dict[str, dict[str, Any]] = {"margin": {}, "AP": {}}
     for domain, table in scores.items():
-        weights = np.vstack([np.ones((1, len(table))), bootstrap_weights(table["group"], draws, SEEDS[0])])[:draws]
         pair = table["positive_similarity"].to_numpy(), table["negative_similarity"].to_numpy()
-        found["margin"][domain], found["AP"][domain] = margin(*pair, weights), average_precision(*pair, weights)
+        metrics = {"margin": margin, "AP": average_precision}
+        drawn = distributions(pairs_of_triplets(*pair, table["group"]), metrics, draws - 1, SEEDS[0])
+        found["margin"][domain], found["AP"][domain] = drawn["margin"], drawn["AP"]
     return found
 
 
@@ -229,10 +230,10 @@ def arm_table(scores: dict[tuple[str, int], dict[str, pd.DataFrame]]) -> str:
         for metric in ("margin", "AP"):
             values, seeds = mean(arm, metric)
             reference, _ = mean("recorded, raw" if arm.startswith("recorded") else "raw", metric)
-            low, high = interval(values[1:], 0.95)
+            low, high = interval(values, 0.95, corrected=metric == "AP")
             row.append(f"{values[0]:.3f} [{low:.3f}, {high:.3f}]")
             row.append(f"{min(seeds):.3f} to {max(seeds):.3f}")
-            low, high = interval((values - reference)[1:], 0.95)
+            low, high = interval(values - reference, 0.95)
             row.append(f"{values[0] - reference[0]:+.3f} [{low:+.3f}, {high:+.3f}]")
         rows.append(row)
     head = ["trained on", "margin", "seeds", "change from raw", "AP", "seeds", "change from raw"]

@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Hashable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -112,6 +112,42 @@ class BaseModelSource(_Section):
     )
     name: str = Field(description="What adapters and model cards call it, for example its id on a model hub.")
     sha256: Sha256 | None = Field(None, description="SHA-256 of its model.safetensors; checked whenever it is loaded.")
+
+
+class ForeignAdapter(_Section):
+    """An adapter that was trained elsewhere, as a row of the table."""
+
+    source: Annotated[str, AfterValidator(_check_source)] = Field(
+        description="`hub:OWNER/NAME@COMMIT` (a model hub) or a local folder, with adapter_model.safetensors and "
+        "adapter_config.json as peft writes them. Without a manifest of cachelora, nothing vouches for them."
+    )
+    base: str | None = Field(None, description="The base model that it was trained on; default: the only one.")
+
+
+class LabelledSet(_Section):
+    """A test set of anybody's making, measured beside those of the domains. No training looks out for its texts."""
+
+    source: str = Field(
+        min_length=1,
+        description="A local file or an https address, .jsonl, .csv or .parquet: pairs (`a`, `b`, `label`: 1 if one "
+        "answer serves both, else 0) or triplets (`anchor`, `positive`, `negative`, and `kind` where it is known).",
+    )
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the file; required for an address.")
+    description: str | None = Field(None, description="What it is and where it comes from, in a line.")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "LabelledSet":
+        """Refuse an address whose content may change under the way, and one that is not https."""
+        if "://" not in self.source:
+            return self
+        parts = urlsplit(self.source)
+        if parts.scheme != "https" or not parts.hostname or not PurePosixPath(parts.path).suffix:
+            raise ValueError("it is no https address of a file: write for example https://HOST/FOLDER/pairs.jsonl")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("it holds more than an address: leave user, password and query out")
+        if self.sha256 is None:
+            raise ValueError("an address needs `sha256`: give the SHA-256 of the file")
+        return self
 
 
 class ExampleNegative(_Section):
@@ -732,6 +768,46 @@ class Evaluate(_Section):
     batch_size: int = Field(64, ge=1, description="Texts encoded at once.")
 
 
+class Thresholds(_Section):
+    """Thresholds for false-hit budgets."""
+
+    budgets: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.01, 0.02, 0.05], min_length=1, description="Largest shares of look-alikes that may hit."
+    )
+    confidence: float = Field(
+        0.95, gt=0, lt=1, description="With that confidence a threshold keeps to its budget; coverage of the intervals."
+    )
+    fixed: float = Field(0.8, ge=-1, le=1, description="The one threshold that is shown beside those chosen.")
+
+
+class Replay(_Section):
+    """The stream of queries that goes through a cache: drawn from the test part of the test sets."""
+
+    queries: int = Field(
+        2000,
+        ge=1,
+        description="Length of the stream. A longer one repeats more, for a test set has few wordings of an intent.",
+    )
+    exponent: float = Field(
+        0.8,
+        ge=0,
+        le=10,
+        description="The r-th most popular intent is asked r to this power less often than the first (Zipf's law); "
+        "0.64 to 0.83 in what web caches are asked (Breslau et al. 1999).",
+    )
+    paraphrase_share: Share = Field(
+        0.4, description="Share of the queries of a known intent in other words, as long as there are any."
+    )
+    look_alike_share: Share = Field(0.1, description="Share of them that are a look-alike of the intent instead.")
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> "Replay":
+        """Refuse shares of more than there is."""
+        if self.paraphrase_share + self.look_alike_share > 1:
+            raise ValueError("paraphrase_share and look_alike_share are more than 1 together: lower one of the two")
+        return self
+
+
 class Deploy(_Section):
     """What is put into service."""
 
@@ -763,7 +839,18 @@ class Config(_Section):
     hybrids: dict[FreeName, Hybrid] = Field(
         {}, description="Detectors with the models that they choose from; each becomes a row of its name."
     )
+    adapters: dict[FreeName, ForeignAdapter] = Field(
+        {}, description="Adapters that were trained elsewhere; each becomes a row of its name."
+    )
+    sets: dict[Name, LabelledSet] = Field({}, description="Further test sets, beside one for each domain.")
+    mirror: str | None = Field(
+        None,
+        description="A folder in which the file of a set is looked for by its name, if it is not where its path says "
+        "and before it is fetched: for machines without network.",
+    )
     evaluate: Evaluate = Evaluate()
+    thresholds: Thresholds = Thresholds()
+    replay: Replay = Replay()
     deploy: Deploy = Deploy()
 
     @model_validator(mode="after")
@@ -790,7 +877,7 @@ class Config(_Section):
         if not self.pool:
             raise ConfigError("domains", "all of them are added, to nothing", "Leave `added` out of one of them")
         taken = [*self.domains]
-        for section in ("models", "merges", "hybrids"):
+        for section in ("models", "merges", "hybrids", "adapters"):
             for name in getattr(self, section):
                 if name in taken:
                     raise ConfigError(
@@ -802,6 +889,7 @@ class Config(_Section):
         adapters = [name for name, model in self.trained_models.items() if not model.train.full]
         self._check_merges(adapters)
         self._check_hybrids()
+        self._check_sets_and_adapters()
         if not adapters and not self.merges:
             raise ConfigError("deploy.model", "every model is trained in full", "Set train.full only in models.*")
         if self.deploy.model not in [*adapters, *self.merges]:
@@ -905,6 +993,24 @@ class Config(_Section):
                     raise ConfigError(
                         f"hybrids.{name}.{key}", f"unknown model '{model}'", f"Use one of {_listed(known)}"
                     )
+
+    def _check_sets_and_adapters(self) -> None:
+        """Check that sets have names of their own, and foreign adapters a base model."""
+        for name in self.sets:
+            if name in self.domains:
+                raise ConfigError(f"sets.{name}", "there is a domain of this name", "Rename one of the two")
+        for name, adapter in self.adapters.items():
+            known = f"Use one of {_listed(self.base_models)}"
+            if adapter.base is None and len(self.base_models) > 1:
+                raise ConfigError(f"adapters.{name}.base", "missing, and there are several base models", known)
+            if adapter.base not in (None, *self.base_models):
+                raise ConfigError(f"adapters.{name}.base", f"unknown base model '{adapter.base}'", known)
+
+    @property
+    def adapter_bases(self) -> dict[str, str]:
+        """The base model of each adapter that was trained elsewhere, by its name."""
+        only = next(iter(self.base_models))
+        return {name: adapter.base or only for name, adapter in self.adapters.items()}
 
     @property
     def hybrid_models(self) -> dict[str, dict[str, str]]:
@@ -1092,8 +1198,8 @@ def parse(config: dict[str, Any]) -> Config:
     Parameters
     ----------
     config : dict
-        What the YAML files hold, overlays merged. A domain, engine, base model, model, merge, hybrid or loss that an
-        overlay sets to null is removed.
+        What the YAML files hold, overlays merged. A domain, engine, base model, model, merge, hybrid, adapter, set or
+        loss that an overlay sets to null is removed.
 
     Returns
     -------
@@ -1106,7 +1212,7 @@ def parse(config: dict[str, Any]) -> Config:
         If a key is unknown or missing, or a value is not allowed; with the key's full name.
     """
     config = dict(config)
-    for section in ("base_models", "domains", "engines", "models", "merges", "hybrids"):
+    for section in ("base_models", "domains", "engines", "models", "merges", "hybrids", "adapters", "sets"):
         if isinstance(config.get(section), dict):
             config[section] = {name: value for name, value in config[section].items() if value is not None}
     train = config.get("train")

@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pyarrow as pa
@@ -273,6 +274,44 @@ def sha256_of(path: str | Path) -> str:
     """
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_file(source: str, mirror: str | Path | None) -> Path | None:
+    """Find a file on this machine.
+
+    Parameters
+    ----------
+    source : str
+        A path, or an address with ``://`` in it.
+    mirror : str, Path or None
+        Folder in which the name at the end of the source is looked for, if the source is no file itself.
+
+    Returns
+    -------
+    Path or None
+        The file; None if there is none.
+    """
+    if "://" not in source and Path(source).is_file():
+        return Path(source)
+    if mirror is not None and (found := Path(mirror, name_of(source))).is_file():
+        return found
+    return None
+
+
+def name_of(source: str) -> str:
+    """Return the name at the end of a path or an address.
+
+    Parameters
+    ----------
+    source : str
+        As for :func:`find_file`.
+
+    Returns
+    -------
+    str
+        The name of a file, without a folder.
+    """
+    return PurePosixPath(unquote(urlsplit(source).path) if "://" in source else source).name
 
 
 def read_records(path: str | Path) -> tuple[list[Record], list[Reject]]:

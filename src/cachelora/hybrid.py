@@ -24,7 +24,7 @@ from cachelora.models import (
     encode_texts,
     load_model,
     remove_other_models,
-    score_triplets,
+    score_pairs,
     verify_adapter,
 )
 
@@ -296,12 +296,12 @@ def score_hybrid(
     settings: Hybrid,
     models: Mapping[str, str],
     adapters: Mapping[str, str | Path | None],
-    triplets: pd.DataFrame,
+    pairs: pd.DataFrame,
     batch_size: int,
 ) -> pd.DataFrame:
-    """Measure the similarities of triplets as a cache with one index for each model would see them.
+    """Measure the similarities of pairs as a cache with one index for each model would see them.
 
-    The anchor is the query that comes in: it decides which model embeds it, and in that model's index it meets the
+    The query that comes in decides which model embeds it, and in that model's index it meets the
     stored texts. So a stored text is embedded once for each model, a query twice: for the detector, and by its model.
 
     Parameters
@@ -316,21 +316,20 @@ def score_hybrid(
         Model id of each domain that has one of its own.
     adapters : mapping of str to (str, Path or None)
         Folder of each model, None for the base model.
-    triplets : pandas.DataFrame
-        With columns anchor, positive, negative.
+    pairs : pandas.DataFrame
+        With columns query and other.
     batch_size : int
         Texts encoded at once.
 
     Returns
     -------
     pandas.DataFrame
-        The triplets with positive_similarity and negative_similarity, cosines in [-1, 1], and ``route``, the model.
+        The pairs with similarity, a cosine in [-1, 1], and ``route``, the model.
     """
-    found = encode_texts(load_model(base, None), triplets["anchor"], batch_size)
-    vectors = np.stack([found[text] for text in triplets["anchor"]])
+    found = encode_texts(load_model(base, None), pairs["query"], batch_size)
+    vectors = np.stack([found[text] for text in pairs["query"]])
     route = np.asarray(routes(detector.probabilities(vectors), detector, settings, models))
     parts = [
-        score_triplets(load_model(base, adapters[name]), triplets[route == name], batch_size)
-        for name in np.unique(route)
+        score_pairs(load_model(base, adapters[name]), pairs[route == name], batch_size) for name in np.unique(route)
     ]
-    return pd.concat(parts).loc[triplets.index].assign(route=route)
+    return pd.concat(parts).loc[pairs.index].assign(route=route)

@@ -1,73 +1,309 @@
-"""What a cache gets from a model, with intervals. Every function works on many weightings of the triplets at once.
+"""What a cache gets from a model: metrics of labelled pairs, and their bootstrap distributions.
 
-A metric is a function of the positive similarities ``(n,)``, the negative similarities ``(n,)`` and weights ``(b, n)``
-that returns ``b`` values: one for each row of weights. Weights of one give the metric itself, bootstrap counts give its
-bootstrap distribution.
+A metric is a function of :class:`Counts`, which holds the pairs under ``b`` weightings at once, and returns ``b``
+values. A weighting in which each group counts once gives the metric itself, bootstrap counts give its distribution.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
+from statistics import NormalDist
 
 import numpy as np
 
-Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+_CELLS = 1 << 21
+"""Weighted pairs held at once, by each thread: arrays of 16 MiB."""
+_BIN = 0.05
+"""Width of the bins of :func:`overlap`: forty between -1 and 1."""
+BIASED = frozenset({"ap", "best_f1", "best_f05", "calibration_retention", "overlap"})
+"""Metrics whose bootstrap distribution lies beside the value, for a resample holds many pairs twice or more.
+
+Percentile intervals of these cover the truth too seldom (docs/metrics.md). The bias of a change is small.
+"""
 
 
-def positive_similarity(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the mean cosine of anchor and positive.
+@dataclass(frozen=True)
+class Pairs:
+    """Labelled pairs, from the highest cosine down.
+
+    Made by :func:`pairs_of` and :func:`pairs_of_triplets`.
+
+    Attributes
+    ----------
+    similarity : numpy.ndarray, shape (n,), float64
+        Cosines, falling.
+    same : numpy.ndarray, shape (n,), bool
+        Whether one answer serves both texts.
+    group : numpy.ndarray, shape (n,), int64
+        Number of the group that each belongs to; a group is drawn as a whole.
+    groups : int
+        Number of groups g.
+    nearer : numpy.ndarray, shape (m,), bool
+        For each triplet among them, whether its positive is nearer than its negative; empty for pairs.
+    triplet_group : numpy.ndarray, shape (m,), int64
+        The group of each triplet.
+    """
+
+    similarity: np.ndarray
+    same: np.ndarray
+    group: np.ndarray
+    groups: int
+    nearer: np.ndarray
+    triplet_group: np.ndarray
+
+    @cached_property
+    def last_of_tie(self) -> np.ndarray | None:
+        """Places of the last pair of each distinct cosine; None if all are distinct."""
+        last = np.append(np.diff(self.similarity) != 0, True)
+        return None if last.all() else np.flatnonzero(last)
+
+    @cached_property
+    def thresholds(self) -> np.ndarray:
+        """The distinct cosines, falling; shape (t,)."""
+        return self.similarity if self.last_of_tie is None else self.similarity[self.last_of_tie]
+
+
+def pairs_of(
+    similarity: np.ndarray, same: np.ndarray, groups: Sequence[str], triplets: Sequence[str] | None = None
+) -> Pairs:
+    """Order labelled pairs by their cosine.
 
     Parameters
     ----------
-    positive, negative : numpy.ndarray, shape (n,)
+    similarity : numpy.ndarray, shape (n,)
         Cosines, in [-1, 1].
-    weights : numpy.ndarray, shape (b, n)
-        How often each triplet counts.
+    same : numpy.ndarray, shape (n,), bool
+        Whether one answer serves both texts.
+    groups : sequence of str, length n
+        Group of each pair. Two models that are compared are given the same groups in the same order.
+    triplets : sequence of str, length n, optional
+        The triplet that each pair belongs to; a name that stands at one pair only is none.
+
+    Returns
+    -------
+    Pairs
+        The pairs.
+    """
+    similarity, same = np.asarray(similarity, dtype=np.float64), np.asarray(same, dtype=bool)
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    nearer, triplet_group = np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64)
+    if triplets is not None:
+        _, number = np.unique(np.asarray(triplets), return_inverse=True)
+        positive = np.full(number.max(initial=-1) + 1, np.nan)
+        negative = positive.copy()
+        positive[number[same]], negative[number[~same]] = similarity[same], similarity[~same]
+        owner = np.zeros(len(positive), dtype=np.int64)
+        owner[number] = group
+        whole = np.isfinite(positive) & np.isfinite(negative)
+        nearer, triplet_group = (positive > negative)[whole], owner[whole]
+    order = np.argsort(-similarity, kind="stable")
+    return Pairs(similarity[order], same[order], group[order], len(names), nearer, triplet_group)
+
+
+def pairs_of_triplets(positive: np.ndarray, negative: np.ndarray, groups: Sequence[str] | None = None) -> Pairs:
+    """Order the pairs of triplets by their cosine: each triplet gives two.
+
+    Parameters
+    ----------
+    positive, negative : numpy.ndarray, shape (m,)
+        Cosines of anchor and positive, and of anchor and negative, in [-1, 1].
+    groups : sequence of str, length m, optional
+        Group of each triplet; by default each is one of its own.
+
+    Returns
+    -------
+    Pairs
+        The pairs.
+    """
+    numbers = np.arange(len(positive))
+    groups = numbers if groups is None else np.asarray(groups)
+    same = np.repeat([True, False], len(positive))
+    return pairs_of(np.concatenate([positive, negative]), same, np.tile(groups, 2), np.tile(numbers, 2))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Labelled pairs under b weightings of their groups.
+
+    Attributes
+    ----------
+    pairs : Pairs
+        The pairs.
+    of_groups : numpy.ndarray, shape (b, g), float64
+        How often each group counts.
+    """
+
+    pairs: Pairs
+    of_groups: np.ndarray
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        """How often each pair counts; shape (b, n)."""
+        return self.of_groups[:, self.pairs.group]
+
+    @cached_property
+    def _right(self) -> np.ndarray:
+        """How often each pair counts as one with the same answer; shape (b, n)."""
+        return self._weights * self.pairs.same
+
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """Pairs with the same answer at or above each threshold; shape (b, t)."""
+        return self._at_thresholds(self._right)
+
+    @cached_property
+    def made(self) -> np.ndarray:
+        """All pairs at or above each threshold; shape (b, t)."""
+        return self._at_thresholds(self._weights)
+
+    @cached_property
+    def false_hits(self) -> np.ndarray:
+        """Pairs with another answer at or above each threshold; shape (b, t)."""
+        return self.made - self.hits
+
+    @property
+    def positives(self) -> np.ndarray:
+        """Number of pairs with the same answer; shape (b,)."""
+        return self.hits[:, -1]
+
+    @property
+    def negatives(self) -> np.ndarray:
+        """Number of pairs with another answer; shape (b,)."""
+        return self.false_hits[:, -1]
+
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """Share of the pairs at or above each threshold that have the same answer, 0 without any; shape (b, t)."""
+        return _share(self.hits, self.made)
+
+    @cached_property
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean cosine of the pairs with the same answer, and of the others; each of shape (b,)."""
+        right = self._right @ self.pairs.similarity
+        wrong = self._weights @ self.pairs.similarity - right
+        return _share(right, self.positives), _share(wrong, self.negatives)
+
+    def at(self, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Count hits and false hits at any thresholds.
+
+        Parameters
+        ----------
+        thresholds : numpy.ndarray, shape (k,)
+            Cosines; a pair at or above one hits.
+
+        Returns
+        -------
+        hits, false_hits : numpy.ndarray, shape (b, k)
+            How many.
+        """
+        above = np.searchsorted(-self.pairs.thresholds, -np.asarray(thresholds), side="right") - 1
+        none = above < 0
+        return tuple(np.where(none, 0.0, counted[:, above]) for counted in (self.hits, self.false_hits))
+
+    def _at_thresholds(self, weights: np.ndarray) -> np.ndarray:
+        """Add weights up from the highest cosine down, once for each distinct one."""
+        sums = np.cumsum(weights, axis=1)
+        return sums if self.pairs.last_of_tie is None else sums[:, self.pairs.last_of_tie]
+
+
+Metric = Callable[[Counts], np.ndarray]
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Divide, with 0 where the whole is 0."""
+    return np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0)
+
+
+def positive_similarity(counts: Counts) -> np.ndarray:
+    """Return the mean cosine of the pairs with the same answer.
+
+    Parameters
+    ----------
+    counts : Counts
+        Weighted pairs.
 
     Returns
     -------
     numpy.ndarray, shape (b,)
-        Weighted means.
+        A value for each weighting.
     """
-    return weights @ positive / weights.sum(axis=1)
+    return counts.means[0]
 
 
-def negative_similarity(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the mean cosine of anchor and negative.
+def negative_similarity(counts: Counts) -> np.ndarray:
+    """Return the mean cosine of the pairs with another answer.
 
     Parameters and returns are those of :func:`positive_similarity`.
     """
-    return weights @ negative / weights.sum(axis=1)
+    return counts.means[1]
 
 
-def margin(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def margin(counts: Counts) -> np.ndarray:
     """Return the mean positive less the mean negative similarity (seed document 000, "The Key Metric: Margin").
 
     Parameters and returns are those of :func:`positive_similarity`.
     """
-    return weights @ (positive - negative) / weights.sum(axis=1)
+    return counts.means[0] - counts.means[1]
 
 
-def accuracy(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def accuracy(counts: Counts) -> np.ndarray:
     """Return the share of triplets whose positive is nearer than the negative (seed document 002); ties do not count.
 
-    Parameters and returns are those of :func:`positive_similarity`.
+    Parameters and returns are those of :func:`positive_similarity`; not a number without triplets.
     """
-    return weights @ (positive > negative) / weights.sum(axis=1)
+    weights = counts.of_groups[:, counts.pairs.triplet_group]
+    total = weights.sum(axis=1)
+    return np.where(total > 0, _share(weights @ counts.pairs.nearer.astype(np.float64), total), np.nan)
 
 
-def average_precision(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the average precision of telling positive from negative pairs by their cosine.
+def average_precision(counts: Counts) -> np.ndarray:
+    """Return the average precision of telling the pairs with the same answer from the others by their cosine.
 
     The sum over thresholds of precision times the step of recall, as ``sklearn.metrics.average_precision_score``; pairs
     with equal cosines share a threshold.
 
     Parameters and returns are those of :func:`positive_similarity`.
     """
-    hits, false_hits = _hits_by_threshold(positive, negative, weights)
-    steps = np.diff(hits, axis=1, prepend=0.0)
-    return (steps * hits / np.maximum(hits + false_hits, 1e-12)).sum(axis=1) / hits[:, -1]
+    steps = np.diff(counts.hits, axis=1, prepend=0.0)
+    return _share(np.einsum("bt,bt->b", steps, counts.precision), counts.positives)
 
 
-def p_chr_auc(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def roc_auc(counts: Counts) -> np.ndarray:
+    """Return the share of (same answer, other answer) pairs of pairs in the right order, ties half.
+
+    As ``sklearn.metrics.roc_auc_score``.
+
+    Parameters and returns are those of :func:`positive_similarity`.
+    """
+    before = np.concatenate([np.zeros((len(counts.hits), 1)), counts.hits[:, :-1]], axis=1)
+    steps = np.diff(counts.false_hits, axis=1, prepend=0.0)
+    return _share(np.einsum("bt,bt->b", steps, (counts.hits + before) / 2), counts.positives * counts.negatives)
+
+
+def best_f(beta: float) -> Metric:
+    """Make the metric "highest F-beta that any threshold gives" (van Rijsbergen 1979, chapter 7).
+
+    Parameters
+    ----------
+    beta : float
+        What recall weighs beside precision; below 1, precision weighs more.
+
+    Returns
+    -------
+    Metric
+        As ``sklearn.metrics.fbeta_score`` at the best threshold of the set itself, which flatters every model alike.
+    """
+
+    def highest(counts: Counts) -> np.ndarray:
+        square = beta * beta
+        return _share((1 + square) * counts.hits, square * counts.positives[:, None] + counts.made).max(axis=1)
+
+    return highest
+
+
+def p_chr_auc(counts: Counts) -> np.ndarray:
     """Return the area under precision against cache-hit ratio (P-CHR AUC, arXiv:2606.19719).
 
     The threshold goes down over the distinct cosines. At each, the cache-hit ratio is the share of all pairs that hit,
@@ -76,49 +312,67 @@ def p_chr_auc(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -
 
     Parameters and returns are those of :func:`positive_similarity`.
     """
-    hits, false_hits = _hits_by_threshold(positive, negative, weights)
-    made = hits + false_hits
-    precision = hits / np.maximum(made, 1e-12)
-    ratio = made / made[:, -1:]
-    # Bootstrap weights of zero leave thresholds without a hit at the start; their precision is the first real one.
-    first = np.argmax(made > 0, axis=1)
-    precision = np.where(made > 0, precision, precision[np.arange(len(made)), first][:, np.newaxis])
-    steps = np.diff(ratio, axis=1, prepend=0.0)
-    before = np.concatenate([precision[:, :1], precision[:, :-1]], axis=1)
-    return (steps * (precision + before) / 2).sum(axis=1)
+    made, precision = counts.made, counts.precision
+    # Weights of zero leave thresholds without a hit at the start; their precision is the first real one.
+    empty = made[:, 0] == 0
+    if empty.any():
+        first = np.argmax(made > 0, axis=1)
+        precision = np.where(made > 0, precision, precision[np.arange(len(made)), first][:, None])
+    area = np.einsum("bt,bt->b", np.diff(made, axis=1), (precision[:, 1:] + precision[:, :-1]) / 2)
+    return _share(made[:, 0] * precision[:, 0] + area, made[:, -1])
+
+
+def calibration_retention(counts: Counts) -> np.ndarray:
+    """Return the calibration retention rate: P-CHR AUC as a share of the AP (CRR, arXiv:2606.19719).
+
+    Parameters and returns are those of :func:`positive_similarity`.
+    """
+    return _share(p_chr_auc(counts), average_precision(counts))
+
+
+def overlap(counts: Counts) -> np.ndarray:
+    """Return what the histograms of the two kinds of pairs share (overlap coefficient; Inman & Bradley 1989).
+
+    In bins of .05: the sum over bins of the smaller of the two shares. 0 is apart, 1 is the same.
+
+    Parameters and returns are those of :func:`positive_similarity`.
+    """
+    edges = np.arange(-1.0, 1.0 + _BIN, _BIN)[::-1] - 1e-9
+    hits, false_hits = counts.at(edges)
+    shares = (np.diff(_share(counted, counted[:, -1:]), axis=1, prepend=0.0) for counted in (hits, false_hits))
+    return np.minimum(*shares).sum(axis=1)
 
 
 def recall_at_budget(budget: float) -> Metric:
     """Make the metric "recall at a false-hit budget".
 
-    The threshold is the lowest of the set's own cosines at which no more than the budgeted share of the negatives hits;
-    it is read off the set that it is applied to, so it flatters every model alike.
+    The threshold is the lowest of the set's own cosines at which no more than the budgeted share of the pairs with
+    another answer hits; it is read off the set that it is applied to, so it flatters every model alike.
 
     Parameters
     ----------
     budget : float
-        Largest share of negatives that may hit, in (0, 1).
+        Largest share of pairs with another answer that may hit, in (0, 1).
 
     Returns
     -------
     Metric
-        The share of positives that hit at that threshold.
+        The share of pairs with the same answer that hit at that threshold.
     """
 
-    def recall(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        hits, _ = _at_budget(positive, negative, weights, budget)
-        return hits / weights.sum(axis=1)
+    def recall(counts: Counts) -> np.ndarray:
+        return _share(_at_budget(counts, counts.hits, budget), counts.positives)
 
     return recall
 
 
 def hit_ratio_at_budget(budget: float) -> Metric:
-    """Make the metric "cache-hit ratio at a false-hit budget", for as many positives as negatives.
+    """Make the metric "cache-hit ratio at a false-hit budget".
 
     Parameters
     ----------
     budget : float
-        Largest share of negatives that may hit, in (0, 1).
+        Largest share of pairs with another answer that may hit, in (0, 1).
 
     Returns
     -------
@@ -126,11 +380,18 @@ def hit_ratio_at_budget(budget: float) -> Metric:
         The share of all pairs that hit at the threshold of :func:`recall_at_budget`.
     """
 
-    def hit_ratio(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        hits, false_hits = _at_budget(positive, negative, weights, budget)
-        return (hits + false_hits) / (2 * weights.sum(axis=1))
+    def hit_ratio(counts: Counts) -> np.ndarray:
+        return _share(_at_budget(counts, counts.made, budget), counts.made[:, -1])
 
     return hit_ratio
+
+
+def _at_budget(counts: Counts, counted: np.ndarray, budget: float) -> np.ndarray:
+    """Return what was counted, of shape (b,), at the lowest threshold within the budget."""
+    # Both counts only grow, so the last threshold that is allowed has the most hits; none allowed means no hit.
+    allowed = counts.false_hits <= budget * counts.negatives[:, None] + 1e-9
+    last = np.count_nonzero(allowed, axis=1) - 1
+    return np.where(last < 0, 0.0, counted[np.arange(len(counted)), last])
 
 
 def registry(false_hit_budget: float) -> dict[str, Metric]:
@@ -152,78 +413,91 @@ def registry(false_hit_budget: float) -> dict[str, Metric]:
         "negative_similarity": negative_similarity,
         "accuracy": accuracy,
         "ap": average_precision,
+        "roc_auc": roc_auc,
+        "best_f1": best_f(1),
+        "best_f05": best_f(0.5),
         "p_chr_auc": p_chr_auc,
+        "calibration_retention": calibration_retention,
+        "overlap": overlap,
         "recall_at_budget": recall_at_budget(false_hit_budget),
         "hit_ratio_at_budget": hit_ratio_at_budget(false_hit_budget),
     }
 
 
-def bootstrap_weights(groups: Sequence[str], resamples: int, seed: int) -> np.ndarray:
-    """Draw bootstrap weights by group: triplets of one group come and go together.
+def distributions(
+    pairs: Pairs, metrics: Mapping[str, Metric], resamples: int, seed: int, threads: int = 1
+) -> dict[str, np.ndarray]:
+    """Compute metrics and their bootstrap distributions over groups: the pairs of one group come and go together.
 
-    The draw depends on the number of groups and the seed only, so that two models on one test set get the same one:
+    The draws depend on the numbers of pairs and groups and the seed only, so that two models on one set get the same:
     their difference is a paired comparison.
 
     Parameters
     ----------
-    groups : sequence of str, length n
-        Group of each triplet.
+    pairs : Pairs
+        The pairs.
+    metrics : mapping of str to Metric
+        By name.
     resamples : int
-        Number of resamples b.
+        Number of resamples b (Efron & Tibshirani 1993).
     seed : int
-        Seed of the draw.
+        Seed of the draws.
+    threads : int
+        Threads that compute.
 
     Returns
     -------
-    numpy.ndarray, shape (b, n), float64
-        How often each triplet counts in each resample.
+    dict of str to numpy.ndarray, shape (1 + b, ...)
+        The metric itself first.
     """
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return draws[:, member].astype(np.float64)
+
+    def values(of_groups: np.ndarray) -> list[np.ndarray]:
+        counts = Counts(pairs, of_groups)
+        return [metric(counts) for metric in metrics.values()]
+
+    with ThreadPoolExecutor(threads) as pool:
+        # A few at a time: all at once would not fit into memory.
+        weightings = chain([np.ones((1, pairs.groups))], _bootstrap(pairs, resamples, seed))
+        found = []
+        while some := list(islice(weightings, threads)):
+            found += pool.map(values, some)
+    return {name: np.concatenate(parts) for name, parts in zip(metrics, zip(*found, strict=True), strict=True)}
 
 
-def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Return the percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
+def _bootstrap(pairs: Pairs, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw how often each group counts, so many resamples at a time as fit."""
+    random = np.random.default_rng(seed)
+    at_once = max(1, _CELLS // max(1, len(pairs.similarity)))
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        draws = random.integers(pairs.groups, size=(size, pairs.groups), dtype=np.int32)
+        yield np.stack([np.bincount(draw, minlength=pairs.groups) for draw in draws]).astype(np.float64)
+
+
+def interval(values: np.ndarray, confidence: float, corrected: bool = False) -> tuple[float, float]:
+    """Return the bootstrap interval of a metric or of a difference.
 
     Parameters
     ----------
-    values : numpy.ndarray, shape (b,)
-        Bootstrap distribution of a metric or of a difference; entries that are not finite are passed over.
+    values : numpy.ndarray, shape (1 + b,)
+        The value and its bootstrap distribution; entries that are not finite are passed over.
     confidence : float
         Coverage, in (0, 1).
+    corrected : bool
+        False: the percentile interval (Efron & Tibshirani 1993, chapter 13). True, for :data:`BIASED` metrics: normal,
+        with the bootstrap's standard error, around the value less the bootstrap's bias (the same, chapters 10 and 12).
 
     Returns
     -------
     low, high : float
         The interval.
     """
+    value, drawn = values[0], values[1:][np.isfinite(values[1:])]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(values[np.isfinite(values)], [tail, 1 - tail])
+    if not corrected:
+        low, high = np.quantile(drawn, [tail, 1 - tail])
+        return float(low), float(high)
+    centre, width = 2 * value - drawn.mean(), NormalDist().inv_cdf(1 - tail) * drawn.std(ddof=1)
+    # What is a share stays one.
+    low, high = np.clip([centre - width, centre + width], 0, max(1, drawn.max()))
     return float(low), float(high)
-
-
-def _hits_by_threshold(
-    positive: np.ndarray, negative: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Count weighted hits and false hits at each distinct cosine, from the highest down; both of shape (b, t)."""
-    similarity = np.concatenate([positive, negative])
-    order = np.argsort(-similarity, kind="stable")
-    last_of_tie = np.append(np.diff(similarity[order]) != 0, True)
-    nothing = np.zeros_like(weights)
-    hits = np.concatenate([weights, nothing], axis=1)[:, order].cumsum(axis=1)[:, last_of_tie]
-    false_hits = np.concatenate([nothing, weights], axis=1)[:, order].cumsum(axis=1)[:, last_of_tie]
-    return hits, false_hits
-
-
-def _at_budget(
-    positive: np.ndarray, negative: np.ndarray, weights: np.ndarray, budget: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return weighted hits and false hits, each of shape (b,), at the lowest threshold within the budget."""
-    hits, false_hits = _hits_by_threshold(positive, negative, weights)
-    allowed = false_hits <= budget * weights.sum(axis=1, keepdims=True) + 1e-9
-    # Both counts only grow, so the last threshold that is allowed has the most hits; none allowed means no hit.
-    last = allowed.sum(axis=1) - 1
-    rows = np.arange(len(weights))
-    none = last < 0
-    return np.where(none, 0.0, hits[rows, last]), np.where(none, 0.0, false_hits[rows, last])

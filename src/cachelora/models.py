@@ -1,5 +1,7 @@
 """Base models and the adapters on them: finding, checking, loading, encoding."""
 
+import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +11,8 @@ import pandas as pd
 
 from cachelora.config import BaseModelSource
 from cachelora.errors import DamagedError, ModelError
-from cachelora.files import replacing, sha256_of
-from cachelora.manifest import check_safetensors, verify
+from cachelora.files import read_json, replacing, sha256_of
+from cachelora.manifest import MANIFEST, check_safetensors, verify
 from cachelora.packages import package_file
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapter_config.json")
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
 FULL_WEIGHTS = "model.safetensors"
 DETECTOR_WEIGHTS = "detector.safetensors"
 DETECTOR_FILES = (DETECTOR_WEIGHTS, "detector.json")
@@ -139,8 +142,50 @@ def hub_folder(source: str, name: str) -> Path:
         raise ModelError(source, f"the hub does not give it ({first})", "Check name, revision and access") from error
 
 
+def foreign_adapter(source: str) -> Path:
+    """Find the folder of an adapter that may have been trained elsewhere, and check what can be checked of it.
+
+    Parameters
+    ----------
+    source : str
+        ``hub:OWNER/NAME@COMMIT`` or a local folder.
+
+    Returns
+    -------
+    Path
+        The folder. One without a manifest is whole by its safetensors header, and a warning says that nothing vouches
+        for it; what has a manifest is verified when it is loaded.
+
+    Raises
+    ------
+    ModelError
+        If the hub does not give it.
+    DamagedError
+        If it is no whole LoRA adapter.
+    """
+    prefix, _, name = source.partition(":")
+    folder = hub_folder(source, name) if prefix == "hub" else Path(source)
+    if not folder.is_dir():
+        raise DamagedError(source, "no such folder", "Correct the path")
+    if Path(folder, MANIFEST).is_file():
+        return folder
+    for file in ADAPTER_FILES:
+        if not Path(folder, file).is_file():
+            raise DamagedError(source, f"it has no {file}", "Name a folder with an adapter as peft writes it")
+    check_safetensors(folder / ADAPTER_WEIGHTS)
+    config = read_json(folder / ADAPTER_CONFIG)
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise DamagedError(source, f"its {ADAPTER_CONFIG} is not that of a LoRA adapter", "Use a LoRA adapter")
+    logging.getLogger(__name__).warning(
+        "%s: no manifest vouches for it; it says that it was trained on %s",
+        source,
+        json.dumps(config.get("base_model_name_or_path"))[:120],
+    )
+    return folder
+
+
 def load_model(
-    settings: BaseModelSource, adapter: str | Path | None, device: str | None = "cpu"
+    settings: BaseModelSource, adapter: str | Path | None, device: str | None = "cpu", foreign: bool = False
 ) -> "SentenceTransformer":
     """Load a base model, as it is, with an adapter, or with the weights of a full fine-tune.
 
@@ -152,6 +197,8 @@ def load_model(
         Folder of an adapter or of a full fine-tune, verified before it is loaded.
     device : str or None
         Where it computes. Only a job that has asked for a GPU may pass None: the GPU if there is one.
+    foreign : bool
+        Whether the adapter is a source for :func:`foreign_adapter`, which needs no manifest.
 
     Returns
     -------
@@ -161,15 +208,18 @@ def load_model(
     Raises
     ------
     ModelError, DamagedError
-        As :func:`base_folder` and :func:`cachelora.manifest.verify`; also if the adapter does not fit the model.
+        As :func:`base_folder`, :func:`cachelora.manifest.verify` and :func:`foreign_adapter`; also if the adapter does
+        not fit the model.
     """
     folder = base_folder(settings)
+    if foreign:
+        adapter = foreign_adapter(str(adapter))
     full = adapter is not None and Path(adapter, FULL_WEIGHTS).is_file()
     if full and Path(adapter, ADAPTER_WEIGHTS).is_file():
         raise DamagedError(
             str(adapter), "it holds an adapter and a full fine-tune: one of them is old", "Delete it and run again"
         )
-    if adapter is not None:
+    if adapter is not None and (not foreign or Path(adapter, MANIFEST).is_file()):
         verify_adapter(settings, adapter, (FULL_WEIGHTS,) if full else ADAPTER_FILES)
     from safetensors.torch import load_file
     from sentence_transformers import SentenceTransformer
@@ -310,7 +360,9 @@ def use_bfloat16(precision: str, device: "torch.device") -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def encode_texts(model: "SentenceTransformer", texts: Iterable[str], batch_size: int) -> dict[str, np.ndarray]:
+def encode_texts(
+    model: "SentenceTransformer", texts: Iterable[str], batch_size: int, progress: bool = False
+) -> dict[str, np.ndarray]:
     """Encode each distinct text once.
 
     Parameters
@@ -321,6 +373,8 @@ def encode_texts(model: "SentenceTransformer", texts: Iterable[str], batch_size:
         Texts, repetitions allowed.
     batch_size : int
         Texts encoded at once; sentence-transformers sorts them by length, so that little is padded.
+    progress : bool
+        Whether the standard error shows how far it is.
 
     Returns
     -------
@@ -329,9 +383,31 @@ def encode_texts(model: "SentenceTransformer", texts: Iterable[str], batch_size:
     """
     distinct = sorted(set(texts))
     vectors = model.encode(
-        distinct, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        distinct, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=progress
     )
     return dict(zip(distinct, vectors, strict=True))
+
+
+def score_pairs(model: "SentenceTransformer", pairs: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+    """Measure the similarities of pairs.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        The model.
+    pairs : pandas.DataFrame
+        With columns query and other.
+    batch_size : int
+        Texts encoded at once; each distinct text is encoded once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The pairs with similarity, a cosine in [-1, 1].
+    """
+    vectors = encode_texts(model, [*pairs["query"], *pairs["other"]], batch_size)
+    ones, others = (np.stack([vectors[text] for text in pairs[name]]).astype(np.float64) for name in ("query", "other"))
+    return pairs.assign(similarity=(ones * others).sum(axis=1))
 
 
 def score_triplets(model: "SentenceTransformer", triplets: pd.DataFrame, batch_size: int) -> pd.DataFrame:
@@ -344,22 +420,18 @@ def score_triplets(model: "SentenceTransformer", triplets: pd.DataFrame, batch_s
     triplets : pandas.DataFrame
         With columns anchor, positive, negative.
     batch_size : int
-        Texts encoded at once; each distinct text is encoded once.
+        As for :func:`score_pairs`.
 
     Returns
     -------
     pandas.DataFrame
         The triplets with positive_similarity and negative_similarity, cosines in [-1, 1].
     """
-    texts = pd.unique(triplets[["anchor", "positive", "negative"]].to_numpy().ravel())
-    vectors = encode_texts(model, texts, batch_size)
-    anchors, positives, negatives = (
-        np.stack([vectors[text] for text in triplets[name]]).astype(np.float64)
-        for name in ("anchor", "positive", "negative")
-    )
-    return triplets.assign(
-        positive_similarity=(anchors * positives).sum(axis=1), negative_similarity=(anchors * negatives).sum(axis=1)
-    )
+    both = [
+        triplets[["anchor", other]].set_axis(["query", "other"], axis="columns") for other in ("positive", "negative")
+    ]
+    found = score_pairs(model, pd.concat(both), batch_size)["similarity"].to_numpy()
+    return triplets.assign(positive_similarity=found[: len(triplets)], negative_similarity=found[len(triplets) :])
 
 
 def save_adapter(

@@ -15,8 +15,8 @@ _CONFIG_INTRO = """# Configuration
 
 `config/domains.yaml` is the one file to edit; it holds science only. Threads, memory and GPUs stand in the rules, how
 jobs are run in `profiles/`. A file given with `--configfile` is laid over it, key by key, as the presets are; an entry
-that it sets to `null` (a domain, an engine, a base model, a model, a merge, a hybrid, a loss) is removed. A key that
-is not listed is an error.
+that it sets to `null` (a domain, an engine, a base model, a model, a merge, a hybrid, an adapter, a set, a loss) is
+removed. A key that is not listed is an error.
 
 Written by `cachelora reference config`; do not edit."""
 
@@ -33,6 +33,10 @@ Beside them, as JSON:
 * `results/evaluation/{base}/{model}.json` holds the `results` (a metric of a test set and kind each, with its interval
   and change, as in `results/benchmark.csv`), the settings and digests behind them, and for a hybrid `routed`: how many
   anchors of each test set went to which model.
+* `results/replay/{base}/{model}.json` holds what the `stream` is made of; for each of the `thresholds` the counts of
+  outcomes, by form and test set too, hit_ratio, calls_saved (right hits), false_hit_share (each a share of the queries)
+  and false_hits_of_hits with their intervals over intents, and the first three `over_time`; the budgets that are
+  `unmet`; and apart from all that, `timing`: milliseconds of encoding and search, the size of the index, the hardware.
 * `results/models/{base}/{model}/metrics.json` holds, of a training, `validation` (each evaluation, by domain too),
   `best_step` (the one that was kept), `log`, `items` (groups) and `device`; of a merge, the chosen `weights` and
   `density`, their `validation`, that of the `base` model and all that was `tried`; of a hybrid, the detector's accuracy
@@ -48,8 +52,12 @@ _CONTRACTS = {
     "results/judged/{domain}.parquet": schemas.VERDICTS,
     "results/testset/{domain}.parquet": schemas.TESTSET,
     "results/testset/{domain}.pairs.parquet": schemas.PAIRS,
+    "results/sets/{set}.parquet": schemas.LABELLED,
     "results/triplets/{domain}.parquet": schemas.TRIPLETS,
     "results/evaluation/{base}/{model}.parquet": schemas.SCORES,
+    "results/evaluation/{base}/{model}.curves.parquet": schemas.CURVES,
+    "results/thresholds/{base}/{model}.parquet": schemas.THRESHOLDS,
+    "results/replay/{base}/{model}.parquet": schemas.REPLAY,
 }
 
 

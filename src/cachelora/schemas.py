@@ -37,6 +37,11 @@ def _field(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
     return pa.field(name, type_, nullable=False, metadata={"meaning": meaning})
 
 
+def _measured(name: str, meaning: str) -> pa.Field:
+    """Make the field of a number that is null where there was nothing to measure it by."""
+    return pa.field(name, pa.float64(), nullable=True, metadata={"meaning": meaning})
+
+
 QUERIES = pa.schema(
     [
         _field("query_id", pa.string(), "digest of the normalised query"),
@@ -123,14 +128,74 @@ PAIRS = pa.schema(
     ]
 )
 
+LABELLED = pa.schema(
+    [
+        _field("test_set", pa.string(), "the domain, or the name of the set"),
+        _field("test_version", pa.string(), "version of that set"),
+        _field("test_id", pa.string(), "the triplet, which stands in two rows, or the pair"),
+        _field("pair_id", pa.string(), "digest of the two texts"),
+        _field("query", pa.string(), "the query that comes in"),
+        _field("other", pa.string(), "a query that the cache holds"),
+        _field("same_answer", pa.bool_(), "whether one answer serves both"),
+        _field("kind", pa.string(), "how the triplet's negative differs; empty for pairs that do not say"),
+        _field("group", pa.string(), "shared by pairs that share a text: they are not independent of one another"),
+    ]
+)
+
 SCORES = pa.schema(
     [
-        _field("test_set", pa.string(), "the domain whose test set holds the triplet"),
-        _field("test_version", pa.string(), "version of that test set"),
-        _field("test_id", pa.string(), "the triplet"),
-        _field("kind", pa.string(), "how its negative differs"),
-        _field("group", pa.string(), "its group"),
-        _field("positive_similarity", pa.float64(), "cosine of anchor and positive"),
-        _field("negative_similarity", pa.float64(), "cosine of anchor and negative"),
+        *(LABELLED.field(name) for name in ("test_set", "test_version", "test_id", "pair_id", "same_answer")),
+        *(LABELLED.field(name) for name in ("kind", "group")),
+        _field("similarity", pa.float64(), "cosine of the two texts"),
+    ]
+)
+
+CURVES = pa.schema(
+    [
+        _field("test_set", pa.string(), "the domain, or the name of the set"),
+        _field("threshold", pa.float64(), "cosine at and above which a pair hits"),
+        _field("metric", pa.string(), "precision, recall, false_hit_rate or hit_ratio; docs/metrics.md"),
+        _measured("value", "its value; null where nothing hits and precision is asked"),
+        _measured("low", "lower end of its interval; null for fewer than ten groups"),
+        _measured("high", "upper end"),
+    ]
+)
+
+THRESHOLDS = pa.schema(
+    [
+        _field("test_set", pa.string(), "the domain on whose test part it is tried, or `all domains`"),
+        _field("fitted_on", pa.string(), "own calibration part, that of all domains, or fixed"),
+        _measured("budget", "largest false-hit rate allowed; null for fixed"),
+        _measured("threshold", "cosine at and above which a pair hits; null if none can be shown to keep the budget"),
+        _field("calibration_negatives", pa.int64(), "pairs with another answer that it was chosen on"),
+        _field("calibration_effective", pa.float64(), "independent pairs that these are worth at least"),
+        _field("calibration_false_hits", pa.int64(), "how many of them hit"),
+        _measured("upper", "upper bound of the false-hit rate, by the calibration part"),
+        _field("positives", pa.int64(), "pairs with the same answer in the test part"),
+        _field("negatives", pa.int64(), "pairs with another answer in it"),
+        *(
+            _measured(f"{name}{end}", f"{meaning}{place}")
+            for name, meaning in (
+                ("recall", "share of the positives that hit"),
+                ("false_hit_rate", "share of the negatives that hit"),
+                ("hit_ratio", "share of all pairs that hit"),
+                ("precision", "share of the hits that are positives"),
+            )
+            for end, place in (("", ""), ("_low", ": lower end of its interval"), ("_high", ": upper end"))
+        ),
+    ]
+)
+
+REPLAY = pa.schema(
+    [
+        _field("label", pa.string(), "the threshold: the false-hit budget that it was chosen for, or fixed"),
+        _field("threshold", pa.float64(), "cosine at and above which a query hits"),
+        _field("number", pa.int64(), "place of the query in the stream, counted from 1"),
+        _field("test_set", pa.string(), "the domain whose test set it comes from"),
+        _field("form", pa.string(), "new, repeat, paraphrase or look-alike, as against the stream before it"),
+        _field("text", pa.string(), "the query"),
+        _field("outcome", pa.string(), "hit, false hit or miss"),
+        _measured("similarity", "cosine with the nearest stored query; null while nothing is stored"),
+        _field("nearest", pa.string(), "that stored query; empty while nothing is stored"),
     ]
 )

@@ -68,6 +68,17 @@ DOMAIN = {"queries": "q.jsonl", "recording": "r.jsonl"}
         ("domains/law/adapter", "maybe", r'^domains\.law\.adapter: "maybe" is not allowed'),
         ("models/law", {}, r"^models\.law: there is a domain or model of this name"),
         ("models/joint", {}, r"^models\.joint: 'joint' is reserved"),
+        ("adapters/law", {"source": "x"}, r"^adapters\.law: there is a domain or model of this name"),
+        ("adapters/a", {"source": "hub:o/n@main"}, r"^adapters\.a\.source: 'hub:o/n@main' names no commit"),
+        ("adapters/a", {"source": "x", "base": "b"}, r"^adapters\.a\.base: unknown base model 'b'\. Use one of minilm"),
+        ("sets/law", {"source": "x.jsonl"}, r"^sets\.law: there is a domain of this name"),
+        ("sets/s", {"source": "https://h/x.jsonl"}, r"^sets\.s: an address needs `sha256`\. Give"),
+        ("sets/s", {"source": "http://h/x.jsonl", "sha256": "0" * 64}, r"^sets\.s: it is no https address of a file"),
+        ("sets/s", {"source": "https://h/", "sha256": "0" * 64}, r"^sets\.s: it is no https address of a file"),
+        ("sets/s", {"source": "file:///x.jsonl"}, r"^sets\.s: it is no https address of a file"),
+        ("sets/s", {"source": "https://u:p@h/x.jsonl", "sha256": "0" * 64}, r"^sets\.s: it holds more than an address"),
+        ("sets/s", {"source": "x.jsonl", "sha256": "12"}, r"^sets\.s\.sha256: \"12\" is not allowed"),
+        ("sets/Upper", {"source": "x.jsonl"}, r"'Upper' is no name"),
         ("models/sweep-1", {}, r"^models\.sweep-1: 'sweep-' begins the names of trials"),
         ("models/m", {"domains": ["tax"]}, r"^models\.m\.domains: unknown domain 'tax'\. Use some of medical"),
         ("models/m", {"start": "n"}, r"^models\.m\.start: no model 'n' above it\. Use one of medical"),
@@ -261,6 +272,20 @@ def test_an_overlay_removes_a_loss_by_null(config):
     assert settings.train.losses == {"bce": 1.0}
     with pytest.raises(ConfigError, match=r"^train\.losses: \{\} is not allowed"):
         parse(change(config, "train/losses", {"ranking": None}))
+
+
+def test_adapters_trained_elsewhere_have_a_base_model_and_null_removes_them_and_sets(config):
+    config = change(config, "sets", {"s": {"source": "s.jsonl"}, "t": None})
+    config = change(config, "adapters", {"a": {"source": "x"}, "c": None})
+    parsed = parse(config)
+    assert parsed.adapter_bases == {"a": "minilm-l6"}
+    assert set(parsed.sets) == {"s"}
+    config = change(config, "base_models/large", {"source": "somewhere", "name": "large"})
+    with pytest.raises(
+        ConfigError, match=r"adapters\.a\.base: missing, and there are several base models\. Use one of"
+    ):
+        parse(config)
+    assert parse(change(config, "adapters/a/base", "large")).adapter_bases == {"a": "large"}
 
 
 def test_every_default_is_allowed(config):

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -5,22 +6,38 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from cachelora.benchmark import benchmark_markdown, benchmark_table, read_published
+from cachelora.benchmark import Findings, benchmark_markdown, benchmark_table, holm
 from cachelora.config import Evaluate
-from cachelora.errors import ConfigError
 from cachelora.evaluate import join_testsets, measure
-from cachelora.models import load_model, score_triplets
+from cachelora.models import load_model, score_pairs, score_triplets
+from cachelora.published import read_published
 from cachelora.schemas import SCORES
 
 SETTINGS = Evaluate(bootstrap=500)
 
 
 def scores(positive, negative, test_set="law"):
-    n = len(positive)
-    kinds = ["aspect", "topic"] * n
-    ids = [str(number) for number in range(n)]
-    rows = zip([test_set] * n, ["v1"] * n, ids, kinds[:n], ids, positive, negative, strict=True)
-    return pd.DataFrame(list(rows), columns=SCORES.names)
+    """Scores of triplets, each a group of its own, of two kinds in turn."""
+    rows = [
+        (
+            test_set,
+            "v1",
+            str(number),
+            f"{number} {same}",
+            same,
+            ("aspect", "topic")[number % 2],
+            str(number),
+            cosine,
+        )
+        for number, pair in enumerate(zip(positive, negative, strict=True))
+        for same, cosine in zip((True, False), pair, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=SCORES.names)
+
+
+def raised(table, by):
+    """The same scores with the positives' raised."""
+    return table.assign(similarity=table["similarity"] + by * table["same_answer"])
 
 
 def found(results, metric, kind="all"):
@@ -46,11 +63,14 @@ def test_similarities_are_those_of_plain_transformers_and_numpy(base):
         [["1", *texts, "aspect", "g", "v1"]],
         columns=["test_id", "anchor", "positive", "negative", "kind", "group", "test_version"],
     )
-    scored = score_triplets(load_model(base, None), join_testsets({"x": table}), 2)[SCORES.names]
-    row = scored.iloc[0]
+    ours = load_model(base, None)
+    scored = score_pairs(ours, join_testsets({"x": table}), 2)[SCORES.names]
     anchor, positive, negative = map(embed, texts)
-    assert row["positive_similarity"] == pytest.approx(anchor @ positive, abs=1e-5)
-    assert row["negative_similarity"] == pytest.approx(anchor @ negative, abs=1e-5)
+    expected = [anchor @ positive, anchor @ negative]
+    assert scored["same_answer"].tolist() == [True, False]
+    assert scored["similarity"].tolist() == pytest.approx(expected, abs=1e-5)
+    row = score_triplets(ours, table, 2).iloc[0]
+    assert row[["positive_similarity", "negative_similarity"]].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_changes_are_paired():
@@ -85,7 +105,7 @@ def test_kinds_are_measured_apart_and_add_up():
 
 
 def test_scores_of_other_triplets_are_refused():
-    with pytest.raises(ValueError, match="not about the same triplets"):
+    with pytest.raises(ValueError, match="not about the same pairs"):
         measure(scores([0.1], [0.2]), scores([0.1], [0.2], "medical"), SETTINGS, 1)
 
 
@@ -93,7 +113,7 @@ def test_scores_of_other_triplets_are_refused():
 def table():
     random = np.random.default_rng(2)
     base = scores(random.normal(0.6, 0.1, 40), random.normal(0.5, 0.1, 40))
-    model = base.assign(positive_similarity=base["positive_similarity"] + 0.1)
+    model = raised(base, 0.1)
     return benchmark_table(
         [
             {"base_model": "b", "model": "base", "results": measure(base, base, SETTINGS, 1)},
@@ -103,9 +123,13 @@ def table():
     )
 
 
+def findings(table, published=(), **more):
+    return Findings(table, published, more.pop("deployed", "law"), 0.95, 0.05, **more)
+
+
 def test_markdown_shows_models_changes_and_published_numbers_marked_as_such(table):
     published = read_published(ROOT / "config/published.yaml")
-    text = benchmark_markdown(table, published, 0.95, 0.05, {})
+    text = benchmark_markdown(findings(table, published))
     assert "Over seeds" not in text
     assert "## law (40 triplets, v1), base model b" in text
     overview, *_ = (line for line in text.splitlines() if line.startswith("| law "))
@@ -115,21 +139,52 @@ def test_markdown_shows_models_changes_and_published_numbers_marked_as_such(tabl
     assert overview in easy
     detail = next(line for line in text.split("## law (40")[1].splitlines() if line.startswith("| law "))
     assert "| +0.100 [+0.100, +0.100]*" in detail
-    below = text.split("Published for law, not measured here:")[1]
-    assert "| 0.4942        | 0.6270   | +26.9%" in below
-    assert "0.2415" not in text
-    other = benchmark_markdown(table, published, 0.975, 0.005, {})
+    assert "0.4942" in text.split("## Published against measured")[1]
+    other = benchmark_markdown(dataclasses.replace(findings(table), confidence=0.975, false_hit_budget=0.005))
     assert "at which no more than 0.5 % of" in other
     assert "97.5 % bootstrap" in other
+    assert "Published against" not in other
+
+
+def test_holm_by_hand_and_in_any_order():
+    # Sorted: .01 x 4, .02 x 3, .03 x 2 = .06, .5; the third may not fall below the second.
+    assert holm(np.array([0.02, 0.5, 0.01, 0.029])).tolist() == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert holm(np.array([0.4, 0.9])).tolist() == pytest.approx([0.8, 0.9])
+    assert holm(np.array([])).tolist() == []
+
+
+def test_a_star_is_for_what_is_not_by_chance_after_correction(table):
+    rows = table[(table["source"] == "measured") & table["metric"].isin(["margin", "ap", "accuracy"])]
+    tested = rows[rows["p"].notna()]
+    assert (tested["p_holm"] >= tested["p"]).all()
+    assert table.loc[~table["metric"].isin(["margin", "ap", "accuracy"]), "p_holm"].isna().all()
+    # With its interval above zero and a p that is not small enough, there is no star.
+    weak = table.assign(p_holm=table["p_holm"].where(table["p_holm"].isna(), 0.06))
+    assert "+0.100 [+0.100, +0.100] " in benchmark_markdown(findings(weak))
+    assert "]*" not in benchmark_markdown(findings(weak))
+
+
+def test_the_advice_follows_from_the_table(table):
+    text = benchmark_markdown(findings(table))
+    assert "take `law`: its AP is significantly higher than the base model's on 1 of 1 test sets" in text
+    turned = table.copy()
+    numbers = ["change", "change_low", "change_high"]
+    turned[numbers] = -turned[["change", "change_high", "change_low"]].to_numpy()
+    text = benchmark_markdown(findings(turned))
+    assert "look twice" in text
+    assert "significantly worse than the base model on" in text
+    unsure = benchmark_markdown(findings(table.assign(p_holm=table["p_holm"].where(table["p_holm"].isna(), 0.5))))
+    assert "nothing speaks for `law`" in unsure
 
 
 def test_models_that_differ_in_the_seed_are_summed_up():
     base = scores([0.6] * 40, [0.5] * 40)
     rows = [{"base_model": "b", "model": "base", "results": measure(base, base, SETTINGS, 1)}]
     for seed, gain in enumerate((0.1, 0.2, 0.6)):
-        model = base.assign(positive_similarity=base["positive_similarity"] + gain)
+        model = raised(base, gain)
         rows.append({"base_model": "b", "model": f"law-{seed}", "results": measure(model, base, SETTINGS, 1)})
-    text = benchmark_markdown(benchmark_table(rows, []), [], 0.95, 0.05, {"law-0": ["law-0", "law-1", "law-2"]})
+    repeats = {"law-0": ["law-0", "law-1", "law-2"]}
+    text = benchmark_markdown(findings(benchmark_table(rows, []), deployed="law-0", repeats=repeats))
     section = text.split("## Over seeds, base model b")[1].split("\n## ")[0]
     lines = [re.split(r" *\| *", line)[1:-1] for line in section.splitlines() if line.startswith("|")]
     assert lines[0] == ["measured", "model", "seeds", "law"]
@@ -142,15 +197,3 @@ def test_the_csv_marks_what_is_published(table):
     assert set(published["test_set"]) == {"law"}
     assert published["low"].isna().all()
     assert "published: model card" in set(published["source"])
-
-
-def test_published_margins_agree_with_their_published_gains():
-    for entry in read_published(ROOT / "config/published.yaml"):
-        if entry.margin is not None:
-            assert entry.margin / entry.base_margin - 1 == pytest.approx(entry.relative_change, abs=2e-3)
-
-
-def test_a_broken_published_file_is_named(tmp_path):
-    (tmp_path / "p.yaml").write_text("margins: [{domain: law}]")
-    with pytest.raises(ConfigError, match=r"p\.yaml: not a list of published margins"):
-        read_published(tmp_path / "p.yaml")

@@ -17,7 +17,7 @@ from cachelora.hybrid import (
     score_hybrid,
 )
 from cachelora.manifest import write_manifest
-from cachelora.models import encode_texts, load_model, score_triplets
+from cachelora.models import encode_texts, load_model, score_pairs
 
 QUERIES = {
     "medical": ["symptoms of gout", "dose of ibuprofen for a child", "what causes asthma", "is measles contagious",
@@ -163,20 +163,22 @@ def test_similarities_are_those_of_the_model_of_the_anchor(vectors, base, tmp_pa
     weights = get_peft_model_state_dict(network, save_embedding_layers=False)
     save_adapter(weights, network.peft_config["default"], "base", tmp_path)
     write_manifest(tmp_path, {}, [], 0.0)
-    triplets = pd.DataFrame(
-        [("dose of ibuprofen for a child", "how much ibuprofen may a kid take", "dose of paracetamol for a child"),
-         ("git undo last commit", "take back HEAD", "git undo last merge"),
-         ("treatment of pneumonia", "how is pneumonia treated", "symptoms of pneumonia")],
-        columns=["anchor", "positive", "negative"], index=[7, 3, 5],
-    )  # fmt: skip
+    pairs = pd.DataFrame(
+        [
+            ("dose of ibuprofen for a child", "how much ibuprofen may a kid take"),
+            ("git undo last commit", "take back HEAD"),
+            ("treatment of pneumonia", "symptoms of pneumonia"),
+        ],
+        columns=["query", "other"],
+        index=[7, 3, 5],
+    )
     detector = fit_detector(*halves(vectors), "logistic")
     settings = Hybrid(reject=0.0, otherwise="base")
     adapters = {"m": tmp_path, "base": None}
-    scored = score_hybrid(base, detector, settings, {"medical": "m"}, adapters, triplets, 8)
+    scored = score_hybrid(base, detector, settings, {"medical": "m"}, adapters, pairs, 8)
     assert list(scored.index) == [7, 3, 5]
     assert list(scored["route"]) == ["m", "base", "m"]
-    names = ["positive_similarity", "negative_similarity"]
-    of_base = score_triplets(load_model(base, None), triplets, 8)[names].to_numpy()
-    of_adapter = score_triplets(load_model(base, tmp_path), triplets, 8)[names].to_numpy()
+    of_base = score_pairs(load_model(base, None), pairs, 8)["similarity"].to_numpy()
+    of_adapter = score_pairs(load_model(base, tmp_path), pairs, 8)["similarity"].to_numpy()
     assert np.abs(of_base - of_adapter).max() > 0.01
-    np.testing.assert_allclose(scored[names].to_numpy(), [of_adapter[0], of_base[1], of_adapter[2]], atol=1e-6)
+    np.testing.assert_allclose(scored["similarity"], [of_adapter[0], of_base[1], of_adapter[2]], atol=1e-6)

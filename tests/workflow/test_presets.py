@@ -12,6 +12,7 @@ import yaml
 from conftest import ROOT
 
 from cachelora.config import ENGINES, engine_type
+from cachelora.models import base_folder
 
 PRESETS = sorted(path.stem for path in (ROOT / "config/presets").glob("*.yaml"))
 
@@ -27,12 +28,17 @@ def test_default_plan_has_every_stage(workflow):
     # Everyday queries: pooled and tested on, without an adapter of their own.
     assert "Grouping the triplets of general." in planned
     assert "Training the adapter general on minilm-l6." not in planned
-    assert len(planned) == 46
+    assert len(planned) == 51
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_planned(workflow, preset):
-    planned = workflow.planned("--configfile", f"config/presets/{preset}.yaml")
+    mirror = ROOT.parent / "shared/data/labelled"
+    if preset == "public" and not mirror.is_dir():
+        pytest.skip("the public labelled sets are not on this machine")
+    config = ("--config", f"mirror={mirror}") if preset == "public" else ()
+    planned = workflow.planned("--configfile", f"config/presets/{preset}.yaml", *config)
+    assert ("Reading the test set seeds-five." in planned) == (preset == "public")
     sweeps = preset in ("ablations", "sweep")
     assert ("Writing the benchmark table." in planned) != sweeps
     assert ("Comparing the trials on minilm-l6." in planned) == sweeps
@@ -43,6 +49,38 @@ def test_every_preset_can_be_planned(workflow, preset):
         assert (f"Augmenting law, shard 0, {how}." in planned) == (preset == engine)
     if preset == "full":
         assert "Training the adapter joint on minilm-l12." in planned
+
+
+def test_sets_and_an_adapter_of_other_peoples_making_are_measured(workflow, base):
+    """From a mirror, and from a folder without a manifest, to the scores."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    lora = LoraConfig(r=2, target_modules=["query"], init_lora_weights=False)
+    get_peft_model(AutoModel.from_pretrained(base_folder(base)), lora).save_pretrained(workflow.folder / "elsewhere")
+    rows = [{"a": "symptoms of gout", "b": "signs of podagra", "label": 1}, {"a": "gout", "b": "flu", "label": 0}]
+    (workflow.folder / "mirror").mkdir()
+    (workflow.folder / "mirror/mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    tests = (workflow.folder / "data/medical/test.jsonl").read_text().splitlines(keepends=True)
+    (workflow.folder / "few.jsonl").write_text("".join(tests[:20]))
+    (workflow.folder / "mine.yaml").write_text(
+        "mirror: mirror\n"
+        "domains: {law: null, programming: null, psychology: null, general: null, medical: {test: few.jsonl}}\n"
+        "sets: {mine: {source: nowhere/mine.jsonl}}\n"
+        "adapters: {theirs: {source: elsewhere}}\n"
+        "evaluate: {bootstrap: 100}\n"
+    )
+    target = "results/evaluation/minilm-l6/theirs.json"
+    result = workflow.run("--configfile", "mine.yaml", "--", target)
+    assert result.returncode == 0, result.stdout
+    found = json.loads((workflow.folder / target).read_text())
+    margins = {row["test_set"]: row for row in found["results"] if (row["metric"], row["kind"]) == ("margin", "all")}
+    assert {name: row["n"] for name, row in margins.items()} == {"medical": 20, "mine": 2}
+    assert all(row["change"] != 0 for row in margins.values())
+    assert "no manifest vouches for it" in (workflow.folder / "logs/evaluate/minilm-l6/theirs.log").read_text()
+    (workflow.folder / "mirror/mine.jsonl").unlink()
+    said = explain(workflow.run("-n", "--configfile", "mine.yaml"))
+    assert "sets.mine.source: no such file: nowhere/mine.jsonl. Put it there, correct the path, or name the" in said
 
 
 def test_a_domain_without_a_test_file_is_planned(workflow):

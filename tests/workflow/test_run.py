@@ -10,6 +10,8 @@ import pytest
 import yaml
 from conftest import copy_workflow
 
+from cachelora.cli import main
+
 TINY = ("--configfile", "config/presets/tiny.yaml")
 MODELS = ["base", "medical", "law", "joint", "merge-svd"]
 
@@ -49,7 +51,7 @@ def test_the_table_has_every_model_on_every_test_set(finished):
     assert (table["low"] <= table["high"]).all()
     assert (table.loc[table["model"] == "base", "change"] == 0).all()
     markdown = (finished.folder / "results/tiny/benchmark.md").read_text()
-    assert "Published for law, not measured here" in markdown
+    assert "## Published against measured" in markdown
 
 
 def test_results_carry_the_version_of_their_test_set(finished):
@@ -69,6 +71,94 @@ def test_labelled_pairs_of_every_test_set_are_written(finished):
     pairs = pd.read_parquet(finished.folder / "results/tiny/testset/law.pairs.parquet")
     assert pairs["same_answer"].mean() == pytest.approx(0.5, abs=0.02)
     assert pairs["part"].value_counts(normalize=True)["calibration"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_replay_counts_every_query_at_every_threshold(finished):
+    for model in ("base", "joint"):
+        place = finished.folder / f"results/tiny/replay/minilm-l6/{model}"
+        table, summary = pd.read_parquet(f"{place}.parquet"), json.loads(place.with_suffix(".json").read_text())
+        labels = {found["label"] for found in summary["thresholds"]}
+        assert labels | {*summary["unmet"]} == {"1 % false hits", "2 % false hits", "5 % false hits", "fixed 0.80"}
+        for found in summary["thresholds"]:
+            rows = table[table["label"] == found["label"]]
+            assert found["hits"] + found["false_hits"] + found["misses"] == found["queries"] == len(rows) == 2000
+            assert (rows["outcome"] == "false hit").sum() == found["false_hits"]
+            # Whatever the model, the same words hit again.
+            assert not (rows["outcome"] == "miss")[rows["form"] == "repeat"].any()
+        assert summary["timing"]["encode_ms_p50"] > 0
+        pairs = pd.read_parquet(finished.folder / "results/tiny/testset/law.pairs.parquet")
+        calibrated = pairs[pairs["part"] == "calibration"]
+        assert not {*table["text"]} & {*calibrated["query"], *calibrated["other"]}
+
+
+def test_every_model_of_the_report_is_measured_as_a_cache_would_be(finished):
+    for model in ("base", "joint"):
+        table = pd.read_parquet(finished.folder / f"results/tiny/thresholds/minilm-l6/{model}.parquet")
+        assert set(table["test_set"]) == {"medical", "law", "general", "all domains"}
+        chosen = table[(table["fitted_on"] == "all") & (table["test_set"] == "all domains")]
+        assert chosen["budget"].tolist() == [0.01, 0.02, 0.05]
+        assert (chosen["false_hit_rate"] <= chosen["hit_ratio"] * 2 + 1e-9).all()
+
+
+def test_the_table_of_a_cell_is_what_transformers_and_numpy_give(finished, base):
+    """Margin, accuracy and AP again, from the model's folder and the test file alone."""
+    import torch
+    from peft import PeftModel
+    from sklearn.metrics import average_precision_score
+    from transformers import AutoModel, AutoTokenizer
+
+    from cachelora.models import base_folder
+
+    folder = base_folder(base)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    table = pd.read_parquet(finished.folder / "results/tiny/benchmark.parquet")
+    table = table[(table["source"] == "measured") & (table["kind"] == "all")]
+    for test_set, name in (("law", "base"), ("medical", "joint"), ("law", "merge-svd")):
+        network = AutoModel.from_pretrained(folder)
+        if name != "base":
+            network = PeftModel.from_pretrained(network, finished.folder / f"results/tiny/models/minilm-l6/{name}")
+        network.eval()
+        lines = (finished.folder / f"data/{test_set}/test.jsonl").read_text(encoding="utf-8").splitlines()
+
+        def embed(text, network=network):
+            with torch.no_grad():
+                hidden = network(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0)
+            return (hidden / hidden.norm()).numpy()
+
+        triplets = [[embed(json.loads(line)[key]) for key in ("anchor", "positive", "negative")] for line in lines]
+        positive, negative = (np.array([a @ texts[n] for a, *texts in triplets]) for n in (0, 1))
+        labels = np.repeat([1, 0], len(triplets))
+        expected = {
+            "margin": positive.mean() - negative.mean(),
+            "accuracy": (positive > negative).mean(),
+            "ap": average_precision_score(labels, np.concatenate([positive, negative])),
+        }
+        found = table[(table["test_set"] == test_set) & (table["model"] == name)].set_index("metric")["value"]
+        for metric, value in expected.items():
+            assert found[metric] == pytest.approx(value, abs=1e-4), (test_set, name, metric)
+
+
+def test_the_report_needs_nothing_else_and_the_figures_lie_beside_it(finished):
+    page = (finished.folder / "results/tiny/benchmark.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    # The names of namespaces in the drawings, and links within the page.
+    addresses = set(re.findall(r'(?:src|href)="([^"#]*)', page)) - {"", "data:,"}
+    assert not addresses, addresses
+    for part in ("What to take", "Worst false hits", "From queries to triplets", "Made by", "GPU-seconds"):
+        assert part in page
+    figures = {path.stem for path in (finished.folder / "results/tiny/figures/minilm-l6").glob("*.svg")}
+    assert figures == {"kinds", "precision", "similarities", "trainings", "frontier", "replay"}
+    assert page.count("<svg") == len(figures)
+
+
+def test_the_terminal_shows_the_overviews(finished, capsys):
+    assert main(["table", str(finished.folder / "results/tiny/benchmark.parquet")]) == 0
+    shown = capsys.readouterr().out
+    assert "Margin by test set, base model minilm-l6" in shown
+    assert "benchmark.html" in shown
+    assert "\x1b" not in shown
+    assert main(["table", str(finished.folder / "results/tiny/benchmark.csv")]) == 1
+    assert "it is no benchmark table" in capsys.readouterr().err
 
 
 def test_training_changed_the_models(finished):
@@ -121,7 +211,10 @@ def test_changing_one_domains_queries_reruns_its_chain_only(again):
         "Merging adapters on minilm-l6 into merge-svd.",
         *(f"Evaluating {model} on minilm-l6." for model in ("law", "joint", "merge-svd")),
         "Merging joint into minilm-l6, for use without peft.",
+        "Choosing thresholds for joint on minilm-l6.",
+        "Sending a stream of queries through a cache with joint on minilm-l6.",
         "Writing the benchmark table.",
+        "Writing the report.",
         "Everything: the benchmark table and the model to deploy, or the table of a sweep.",
     }
 
@@ -136,6 +229,7 @@ def test_changed_code_reruns_its_stage(again):
     again.edit("src/cachelora/benchmark.py", lambda text: text.replace('"# Benchmark"', '"# The benchmark"'))
     assert again.planned(*TINY) == {
         "Writing the benchmark table.",
+        "Writing the report.",
         "Everything: the benchmark table and the model to deploy, or the table of a sweep.",
     }
     again.edit("workflow/scripts/train.py", lambda text: text + "\nchanged = True\n")

@@ -1,13 +1,12 @@
 rule benchmark:
     input:
-        evaluations=expand(
-            "<results>/evaluation/{base}/{model}.json",
-            base=settings.base_models,
-            model=get_models(),
-        ),
+        evaluations=for_models("<results>/evaluation/{base}/{model}.json"),
+        thresholds=for_compared("<results>/thresholds/{base}/{model}.parquet"),
+        replays=for_compared("<results>/replay/{base}/{model}.json"),
         published="config/published.yaml",
     output:
         csv=ensure("<results>/benchmark.csv", non_empty=True),
+        parquet="<results>/benchmark.parquet",
         markdown=ensure("<results>/benchmark.md", non_empty=True),
     log:
         "<logs>/benchmark.log",
@@ -16,6 +15,7 @@ rule benchmark:
         "../../envs/report.yaml"
     params:
         settings=section("evaluate"),
+        deployed=settings.deploy.model,
         repeats=settings.repeats,
         code=stage_code("benchmark"),
     message:

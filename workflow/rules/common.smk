@@ -7,7 +7,14 @@ from snakemake.exceptions import WorkflowError
 from cachelora.code import code_digest
 from cachelora.config import parse as parse_config
 from cachelora.errors import CacheloraError, InputError
+from cachelora.files import find_file
 from cachelora.testset import lock_key, read_lock
+
+
+def set_file(name):
+    """Return the file of a set that lies on this machine, as an input; none for one that must be fetched."""
+    found = find_file(settings.sets[name].source, settings.mirror)
+    return [] if found is None else str(found)
 
 
 def local_file(path):
@@ -29,6 +36,21 @@ try:
                         f"no such file: {path}",
                         "Put it there, or correct the path",
                     )
+        for name, labelled in settings.sets.items():
+            if "://" not in labelled.source and not set_file(name):
+                raise InputError(
+                    f"sets.{name}.source",
+                    f"no such file: {labelled.source}",
+                    "Put it there, correct the path, or name the folder that it lies in as `mirror`",
+                )
+        for name, adapter in settings.adapters.items():
+            weights = Path(adapter.source, "adapter_model.safetensors")
+            if local_file(adapter.source) and not weights.is_file():
+                raise InputError(
+                    f"adapters.{name}.source",
+                    f"no adapter_model.safetensors in {adapter.source}",
+                    "Name the folder of an adapter",
+                )
         for name in settings.used_engines:
             model = getattr(settings.engines[name], "model", None)
             if settings.engines[name].type in ("llamacpp", "vllm"):
@@ -178,6 +200,11 @@ def get_testsets():
     return expand("<results>/testset/{domain}.parquet", domain=settings.domains)
 
 
+def get_sets():
+    """List the test sets that belong to no domain."""
+    return expand("<results>/sets/{set}.parquet", set=settings.sets)
+
+
 def get_testsets_before(wildcards):
     """List the test sets of which no text may stand in a domain's triplets: its own, and those that were there."""
     domains = dict.fromkeys([*settings.before(wildcards.domain), wildcards.domain])
@@ -231,6 +258,11 @@ def get_model_files(wildcards):
     )
 
 
+def get_replayed_model(wildcards):
+    """List the files of the model that is replayed, none for the base model."""
+    return [] if wildcards.model == "base" else get_model_files(wildcards)
+
+
 def get_merged_adapters(wildcards):
     """List the files of the adapters that a merge takes."""
     return expand(
@@ -266,7 +298,55 @@ def get_hybrid_models(wildcards):
 
 def get_models():
     """List the models of the table, the base model first."""
-    return ["base", *settings.trained_models, *settings.merges, *settings.hybrids]
+    return [
+        "base",
+        *settings.trained_models,
+        *settings.merges,
+        *settings.hybrids,
+        *settings.adapters,
+    ]
+
+
+def for_models(pattern):
+    """List a file for each base model and model of the table; an adapter trained elsewhere fits one base model only."""
+    return [
+        pattern.format(base=base, model=model)
+        for base in settings.base_models
+        for model in get_models()
+        if settings.adapter_bases.get(model, base) == base
+    ]
+
+
+def get_foreign_adapter(wildcards):
+    """List the files of an adapter that was trained elsewhere and lies in a local folder, as inputs."""
+    source = settings.adapters[wildcards.model].source
+    names = ("adapter_model.safetensors", "adapter_config.json", "manifest.json")
+    files = (Path(source, name) for name in names)
+    return local_file(source) and [str(file) for file in files if file.is_file()]
+
+
+def for_compared(pattern):
+    """List a file of the base models and of what is deployed on them: those that thresholds and replay are for."""
+    return expand(
+        pattern, base=settings.base_models, model=["base", settings.deploy.model]
+    )
+
+
+def get_timed():
+    """List the times of the jobs that take long."""
+    return [
+        *expand("<results>/timing/filter/{domain}.tsv", domain=settings.domains),
+        *(
+            f"<results>/timing/{stage}/{base}/{model}.tsv"
+            for base in settings.base_models
+            for stage, models in (
+                ("train", settings.trained_models),
+                ("merge", settings.merges),
+            )
+            for model in models
+        ),
+        *for_models("<results>/timing/evaluate/{base}/{model}.tsv"),
+    ]
 
 
 def get_deployed():
@@ -282,11 +362,17 @@ def get_final_output():
     """List what the whole workflow is for. A sweep stops before the test sets: they are not for choosing."""
     if settings.sweep:
         return expand("<results>/sweep/{base}.md", base=settings.base_models)
-    return ["<results>/benchmark.csv", "<results>/benchmark.md", *get_deployed()]
+    return [
+        "<results>/benchmark.csv",
+        "<results>/benchmark.md",
+        "<results>/benchmark.html",
+        *get_deployed(),
+    ]
 
 
 wildcard_constraints:
     domain=alternatives(settings.domains),
     base=alternatives(settings.base_models),
     model=alternatives([*get_models(), *settings.trials]),
+    set=alternatives(settings.sets),
     shard="[0-9]+",

@@ -2,11 +2,15 @@ rule evaluate_base:
     input:
         base=base_weights,
         testsets=get_testsets(),
+        sets=get_sets(),
     output:
         scores=ensure("<results>/evaluation/{base}/base.parquet", non_empty=True),
+        curves="<results>/evaluation/{base}/base.curves.parquet",
         metrics="<results>/evaluation/{base}/base.json",
     log:
         "<logs>/evaluate/{base}/base.log",
+    benchmark:
+        "<results>/timing/evaluate/{base}/base.tsv"
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -29,13 +33,17 @@ rule evaluate:
     input:
         base=base_weights,
         testsets=get_testsets(),
+        sets=get_sets(),
         adapter=get_model_files,
         base_scores="<results>/evaluation/{base}/base.parquet",
     output:
         scores=ensure("<results>/evaluation/{base}/{model}.parquet", non_empty=True),
+        curves="<results>/evaluation/{base}/{model}.curves.parquet",
         metrics="<results>/evaluation/{base}/{model}.json",
     log:
         "<logs>/evaluate/{base}/{model}.log",
+    benchmark:
+        "<results>/timing/evaluate/{base}/{model}.tsv"
     wildcard_constraints:
         model=alternatives([*settings.trained_models, *settings.merges]),
     conda:
@@ -60,6 +68,7 @@ use rule evaluate as evaluate_hybrid with:
     input:
         base=base_weights,
         testsets=get_testsets(),
+        sets=get_sets(),
         adapter=expand("<results>/models/{{base}}/{{model}}/{file}", file=HYBRID_FILES),
         models=get_hybrid_models,
         base_scores="<results>/evaluation/{base}/base.parquet",
@@ -75,3 +84,23 @@ use rule evaluate as evaluate_hybrid with:
         code=stage_code("evaluate"),
     message:
         "Evaluating the hybrid {wildcards.model} on {wildcards.base}."
+
+
+use rule evaluate as evaluate_foreign with:
+    input:
+        base=base_weights,
+        testsets=get_testsets(),
+        sets=get_sets(),
+        adapter=get_foreign_adapter,
+        base_scores="<results>/evaluation/{base}/base.parquet",
+    wildcard_constraints:
+        model=alternatives(settings.adapters),
+    params:
+        settings=section("evaluate"),
+        base=base_model,
+        model="{model}",
+        foreign=lambda wildcards: settings.adapters[wildcards.model].source,
+        seed=settings.seed,
+        code=stage_code("evaluate"),
+    message:
+        "Evaluating the adapter {wildcards.model}, trained elsewhere, on {wildcards.base}."

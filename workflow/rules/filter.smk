@@ -7,6 +7,8 @@ rule filter:
         table=ensure("<results>/filtered/{domain}.parquet", non_empty=True),
     log:
         "<logs>/filter/{domain}.log",
+    benchmark:
+        "<results>/timing/filter/{domain}.tsv"
     conda:
         "../../envs/train.yaml"
     threads: 2

@@ -7,6 +7,8 @@ rule merge:
         expand("<results>/models/{{base}}/{{model}}/{file}", file=MODEL_FILES),
     log:
         "<logs>/merge/{base}/{model}.log",
+    benchmark:
+        "<results>/timing/merge/{base}/{model}.tsv"
     wildcard_constraints:
         model=alternatives(settings.merges),
     conda:

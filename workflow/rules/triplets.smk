@@ -8,6 +8,7 @@ rule triplets:
         table=ensure("<results>/triplets/{domain}.parquet", non_empty=True),
         markdown="<results>/triplets/{domain}.md",
         html="<results>/triplets/{domain}.html",
+        funnel="<results>/triplets/{domain}.json",
     log:
         "<logs>/triplets/{domain}.log",
     conda:

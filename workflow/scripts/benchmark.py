@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from cachelora.benchmark import benchmark_markdown, benchmark_table, read_published
+from cachelora.benchmark import benchmark_markdown, read_findings
 from cachelora.config import Evaluate
-from cachelora.files import read_json, replacing, write_text
+from cachelora.files import replacing, write_text
 from cachelora.job import logged
 
 if TYPE_CHECKING:
@@ -12,13 +12,17 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with logged(snakemake.log[0]):
-        settings = Evaluate(**snakemake.params.settings)
-        evaluations = [read_json(path) for path in snakemake.input.evaluations]
-        published = read_published(snakemake.input.published)
-        table = benchmark_table(evaluations, published)
-        with replacing(snakemake.output.csv) as temporary:
-            table.to_csv(temporary, index=False)
-        markdown = benchmark_markdown(
-            table, published, settings.confidence, settings.false_hit_budget, snakemake.params.repeats
+        findings = read_findings(
+            snakemake.input.evaluations,
+            snakemake.input.thresholds,
+            snakemake.input.replays,
+            snakemake.input.published,
+            Evaluate(**snakemake.params.settings),
+            snakemake.params.deployed,
+            snakemake.params.repeats,
         )
-        write_text(snakemake.output.markdown, markdown)
+        with replacing(snakemake.output.csv) as temporary:
+            findings.table.to_csv(temporary, index=False)
+        with replacing(snakemake.output.parquet) as temporary:
+            findings.table.to_parquet(temporary, index=False)
+        write_text(snakemake.output.markdown, benchmark_markdown(findings))

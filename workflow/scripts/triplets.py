@@ -5,7 +5,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from cachelora.config import Triplets
-from cachelora.files import read_table, write_table, write_text
+from cachelora.files import read_table, write_json, write_table, write_text
 from cachelora.job import logged
 from cachelora.schemas import FILTERED, QUERIES, TESTSET, TRIPLETS, VERDICTS
 from cachelora.triplets import drop_test_copies, kept_texts, make_groups, make_triplets, text_reasons
@@ -37,4 +37,5 @@ if __name__ == "__main__":
             logging.info("%d %s", number, step)
         write_text(snakemake.output.markdown, card.markdown())
         write_text(snakemake.output.html, card.html())
+        write_json(snakemake.output.funnel, card.funnel)
         write_table(snakemake.output.table, table, TRIPLETS)

@@ -18,7 +18,15 @@ from transformers import TrainerCallback
 
 from cachelora.errors import TrainingError
 from cachelora.files import iterate_table, read_json, write_json
-from cachelora.metrics import accuracy, average_precision, margin, p_chr_auc, positive_similarity
+from cachelora.metrics import (
+    accuracy,
+    average_precision,
+    distributions,
+    margin,
+    p_chr_auc,
+    pairs_of_triplets,
+    positive_similarity,
+)
 from cachelora.models import score_triplets
 from cachelora.schemas import TRIPLETS
 
@@ -159,9 +167,11 @@ class Validation(BaseEvaluator):
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self._bfloat16):
             for domain, triplets in self._triplets.items():
                 scores = score_triplets(model, triplets, batch_size=64)
-                pair = scores["positive_similarity"].to_numpy(), scores["negative_similarity"].to_numpy()
-                once = np.ones((1, len(scores)))
-                self.by_domain[domain] = {name: float(metric(*pair, once)[0]) for name, metric in METRICS.items()}
+                pairs = pairs_of_triplets(
+                    scores["positive_similarity"].to_numpy(), scores["negative_similarity"].to_numpy()
+                )
+                found = distributions(pairs, METRICS, resamples=0, seed=0)
+                self.by_domain[domain] = {name: float(values[0]) for name, values in found.items()}
         self.seconds += time.monotonic() - started
         return {name: float(np.mean([found[name] for found in self.by_domain.values()])) for name in METRICS}
 

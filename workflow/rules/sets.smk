@@ -1,0 +1,22 @@
+rule sets:
+    input:
+        source=lambda wildcards: set_file(wildcards.set),
+    output:
+        table=ensure("<results>/sets/{set}.parquet", non_empty=True),
+    log:
+        "<logs>/sets/{set}.log",
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=lambda wildcards: settings.sets[wildcards.set].model_dump(
+            include={"source", "sha256"}
+        ),
+        code=stage_code("sets"),
+    message:
+        "Reading the test set {wildcards.set}."
+    script:
+        "../scripts/sets.py"

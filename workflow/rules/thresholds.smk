@@ -1,0 +1,25 @@
+rule thresholds:
+    input:
+        scores="<results>/evaluation/{base}/{model}.parquet",
+        pairs=expand(
+            "<results>/testset/{domain}.pairs.parquet", domain=settings.domains
+        ),
+    output:
+        table=ensure("<results>/thresholds/{base}/{model}.parquet", non_empty=True),
+    log:
+        "<logs>/thresholds/{base}/{model}.log",
+    wildcard_constraints:
+        model=alternatives(get_models()),
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        settings=section("thresholds"),
+        code=stage_code("thresholds"),
+    message:
+        "Choosing thresholds for {wildcards.model} on {wildcards.base}."
+    script:
+        "../scripts/thresholds.py"
