@@ -1,7 +1,7 @@
 """How often the intervals cover the truth, and how often a threshold breaks its budget. See docs/metrics.md.
 
-    python benchmarks/coverage.py intervals 40 123 400
-    python benchmarks/coverage.py thresholds 123 570 2000
+python benchmarks/coverage.py intervals 40 123 400
+python benchmarks/coverage.py thresholds 123 570 2000
 
 Test sets are drawn from a made-up world whose true figures are known: groups of one to four triplets, whose anchors are
 easier or harder together, with about the similarities that the base model has on the shipped test sets.

@@ -104,13 +104,15 @@ def _measure_set(
     groups = scores["group"].nunique()
     resamples = settings.bootstrap if groups >= MIN_GROUPS else 0
     metrics = registry(settings.false_hit_budget)
-    model, base = (
-        distributions(
-            pairs_of(table["similarity"], table["same_answer"], table["group"], table["test_id"]),
-            metrics, resamples, seed, threads,
-        )
-        for table in (scores, base_scores)
-    )  # fmt: skip
+
+    def drawn(table: pd.DataFrame) -> dict[str, np.ndarray]:
+        pairs = pairs_of(table["similarity"], table["same_answer"], table["group"], table["test_id"])
+        return distributions(pairs, metrics, resamples, seed, threads)
+
+    model = drawn(scores)
+    # The base model itself need not be drawn twice.
+    same = scores["similarity"].equals(base_scores["similarity"])
+    base = model if same else drawn(base_scores)
     for name in metrics:
         # The first value is the metric itself, the others are its bootstrap distribution.
         values, base_values = model[name], base[name]

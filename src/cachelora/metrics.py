@@ -13,8 +13,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-_CELLS = 1 << 21
-"""Weighted pairs held at once, by each thread: arrays of 16 MiB."""
+_CELLS = 1 << 17
+"""Weighted pairs held at once, by each thread: arrays of 1 MiB stay in the cache. A resample is never divided."""
 _BIN = 0.05
 """Width of the bins of :func:`overlap`: forty between -1 and 1."""
 BIASED = frozenset({"ap", "best_f1", "best_f05", "calibration_retention", "overlap"})
@@ -141,7 +141,7 @@ class Counts:
     @cached_property
     def _weights(self) -> np.ndarray:
         """How often each pair counts; shape (b, n)."""
-        return self.of_groups[:, self.pairs.group]
+        return np.take(self.of_groups, self.pairs.group, axis=1)
 
     @cached_property
     def _right(self) -> np.ndarray:
@@ -179,6 +179,28 @@ class Counts:
         return _share(self.hits, self.made)
 
     @cached_property
+    def hit_steps(self) -> np.ndarray:
+        """Pairs with the same answer at each threshold itself; shape (b, t)."""
+        return self._right if self.pairs.last_of_tie is None else np.diff(self.hits, axis=1, prepend=0.0)
+
+    @cached_property
+    def average_precision(self) -> np.ndarray:
+        """As :func:`average_precision`; shape (b,)."""
+        return _share(np.einsum("bt,bt->b", self.hit_steps, self.precision), self.positives)
+
+    @cached_property
+    def p_chr_auc(self) -> np.ndarray:
+        """As :func:`p_chr_auc`; shape (b,)."""
+        made, precision = self.made, self.precision
+        # Weights of zero leave thresholds without a hit at the start; their precision is the first real one.
+        if (made[:, 0] == 0).any():
+            first = np.argmax(made > 0, axis=1)
+            precision = np.where(made > 0, precision, precision[np.arange(len(made)), first][:, None])
+        # Twice the area of each trapezium, added up.
+        area = np.einsum("bt,bt->b", np.diff(made, axis=1), precision[:, 1:] + precision[:, :-1])
+        return _share(made[:, 0] * precision[:, 0] + area / 2, made[:, -1])
+
+    @cached_property
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean cosine of the pairs with the same answer, and of the others; each of shape (b,)."""
         right = self._right @ self.pairs.similarity
@@ -205,7 +227,7 @@ class Counts:
     def _at_thresholds(self, weights: np.ndarray) -> np.ndarray:
         """Add weights up from the highest cosine down, once for each distinct one."""
         sums = np.cumsum(weights, axis=1)
-        return sums if self.pairs.last_of_tie is None else sums[:, self.pairs.last_of_tie]
+        return sums if self.pairs.last_of_tie is None else np.take(sums, self.pairs.last_of_tie, axis=1)
 
 
 Metric = Callable[[Counts], np.ndarray]
@@ -266,8 +288,7 @@ def average_precision(counts: Counts) -> np.ndarray:
 
     Parameters and returns are those of :func:`positive_similarity`.
     """
-    steps = np.diff(counts.hits, axis=1, prepend=0.0)
-    return _share(np.einsum("bt,bt->b", steps, counts.precision), counts.positives)
+    return counts.average_precision
 
 
 def roc_auc(counts: Counts) -> np.ndarray:
@@ -277,9 +298,14 @@ def roc_auc(counts: Counts) -> np.ndarray:
 
     Parameters and returns are those of :func:`positive_similarity`.
     """
-    before = np.concatenate([np.zeros((len(counts.hits), 1)), counts.hits[:, :-1]], axis=1)
-    steps = np.diff(counts.false_hits, axis=1, prepend=0.0)
-    return _share(np.einsum("bt,bt->b", steps, (counts.hits + before) / 2), counts.positives * counts.negatives)
+    # For each pair with the same answer, those with another below it: all, less those at or above, and half the ties.
+    above = np.einsum("bt,bt->b", counts.hit_steps, counts.false_hits)
+    level = 0.0
+    if counts.pairs.last_of_tie is not None:
+        steps = np.diff(counts.made, axis=1, prepend=0.0) - counts.hit_steps
+        level = np.einsum("bt,bt->b", counts.hit_steps, steps) / 2
+    possible = counts.positives * counts.negatives
+    return _share(possible - above + level, possible)
 
 
 def best_f(beta: float) -> Metric:
@@ -298,7 +324,9 @@ def best_f(beta: float) -> Metric:
 
     def highest(counts: Counts) -> np.ndarray:
         square = beta * beta
-        return _share((1 + square) * counts.hits, square * counts.positives[:, None] + counts.made).max(axis=1)
+        weighed = counts.made + square * counts.positives[:, None]
+        # Nothing made and nothing to find is no success.
+        return (1 + square) * np.divide(counts.hits, weighed, out=weighed, where=weighed > 0).max(axis=1)
 
     return highest
 
@@ -312,14 +340,7 @@ def p_chr_auc(counts: Counts) -> np.ndarray:
 
     Parameters and returns are those of :func:`positive_similarity`.
     """
-    made, precision = counts.made, counts.precision
-    # Weights of zero leave thresholds without a hit at the start; their precision is the first real one.
-    empty = made[:, 0] == 0
-    if empty.any():
-        first = np.argmax(made > 0, axis=1)
-        precision = np.where(made > 0, precision, precision[np.arange(len(made)), first][:, None])
-    area = np.einsum("bt,bt->b", np.diff(made, axis=1), (precision[:, 1:] + precision[:, :-1]) / 2)
-    return _share(made[:, 0] * precision[:, 0] + area, made[:, -1])
+    return counts.p_chr_auc
 
 
 def calibration_retention(counts: Counts) -> np.ndarray:
@@ -327,7 +348,7 @@ def calibration_retention(counts: Counts) -> np.ndarray:
 
     Parameters and returns are those of :func:`positive_similarity`.
     """
-    return _share(p_chr_auc(counts), average_precision(counts))
+    return _share(counts.p_chr_auc, counts.average_precision)
 
 
 def overlap(counts: Counts) -> np.ndarray:
