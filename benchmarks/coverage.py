@@ -68,14 +68,15 @@ def thresholds(sizes: list[int], largest: int) -> None:
     """Print how often a chosen threshold has a higher false-hit rate than its budget."""
     random = np.random.default_rng(2)
     _, everything, *_ = world(random, WORLD, largest)
-    everything = np.sort(everything)
+    # Less alike by .2: of the others more than 1 % have a cosine of 1, and no threshold keeps them out.
+    everything = np.sort(everything) - 0.2
     rows = []
     for groups in sizes:
         for budget in (0.01, 0.02, 0.05):
             broken, none, rates = 0, 0, []
             for _ in range(10 * DRAWS):
                 _, negative, _, group = world(random, groups, largest)
-                found = fit_threshold(negative, group, budget, 0.95).value
+                found = fit_threshold(negative - 0.2, group, budget, 0.95).value
                 if found is None:
                     none += 1
                     continue

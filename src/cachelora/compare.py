@@ -13,7 +13,7 @@ import pandas as pd
 
 from cachelora.errors import ConfigError, InputError
 from cachelora.files import read_table, replacing
-from cachelora.filter.lexical import differs
+from cachelora.filter.lexical import changed_name, changed_negation, changed_number, differs
 from cachelora.replay import Decisions, replay
 from cachelora.schemas import THRESHOLDS
 from cachelora.thresholds import ALL, ALL_DOMAINS
@@ -22,6 +22,7 @@ BUDGET = 0.05
 """The false-hit budget whose threshold is taken where none is given."""
 BEGINS, STOPS = "becomes a hit", "stops being a hit"
 _SHOWN = 20
+_OTHER_WORDS = "other words"
 _FORMULA = ("=", "+", "-", "@")
 
 
@@ -37,8 +38,9 @@ class Comparison:
         Queries that hit, before and after.
     changed : pandas.DataFrame
         The pairs that become hits or stop being hits: change (:data:`BEGINS` or :data:`STOPS`), query, stored_query
-        (the nearest that the cache held), times (how often the log has it so), words_differ (whether the words tell of
-        a difference: :func:`cachelora.filter.lexical.differs`), cosine_before, cosine_after. The worst-looking first.
+        (the nearest that the cache held), times (how often the log has it so), difference (what the words tell of one:
+        number, negation, name, other words, or nothing; :mod:`cachelora.filter.lexical`), cosine_before, cosine_after.
+        The worst-looking first.
     """
 
     queries: int
@@ -129,8 +131,9 @@ def compare(
     -------
     Comparison
         A pair becomes a hit where a query misses before, and after that is answered from the stored query; it stops
-        being a hit the other way round. Of the former, those whose words differ come first, then those that the model
-        before finds least alike; of the latter those whose words do not differ, then those that it finds most alike.
+        being a hit the other way round. Of the former, those with another number, negation or name come first, then
+        those with other words, and among these what the model before finds least alike; of the latter just the other
+        way round.
 
     Raises
     ------
@@ -148,14 +151,22 @@ def compare(
         changed[name] = [texts[row] for row in changed[column]]
     for name, part in zip(("cosine_before", "cosine_after"), vectors, strict=True):
         changed[name] = np.einsum("ij,ij->i", part[changed["row"]], part[changed["stored"]]).astype(np.float64)
-    changed["words_differ"] = [differs(*pair) for pair in zip(changed["query"], changed["stored_query"], strict=True)]
-    begins = changed["change"] == BEGINS
+    changed["difference"] = [_difference(*pair) for pair in zip(changed["query"], changed["stored_query"], strict=True)]
+    sign = np.where(changed["change"] == BEGINS, 1, -1)
     changed = changed.assign(
-        looks_right=begins != changed["words_differ"],
-        order=changed["cosine_before"].where(begins, -changed["cosine_before"]),
+        looks_right=sign * changed["difference"].map({"": 2, _OTHER_WORDS: 1}).fillna(0),
+        order=sign * changed["cosine_before"],
     ).sort_values(["change", "looks_right", "order"], kind="stable", ignore_index=True)
-    names = ["change", "query", "stored_query", "times", "words_differ", "cosine_before", "cosine_after"]
+    names = ["change", "query", "stored_query", "times", "difference", "cosine_before", "cosine_after"]
     return Comparison(len(queries), len(texts), (int(before.hit.sum()), int(after.hit.sum())), changed[names])
+
+
+def _difference(query: str, stored: str) -> str:
+    """Say what the words of two texts tell of a difference."""
+    for name, found in (("number", changed_number), ("negation", changed_negation), ("name", changed_name)):
+        if found(query, stored) or found(stored, query):
+            return name
+    return _OTHER_WORDS if differs(query, stored) else ""
 
 
 def _pairs(rows: np.ndarray, decisions: Decisions, chosen: np.ndarray) -> pd.DataFrame:
@@ -192,14 +203,14 @@ def comparison_tables(
     title = f"{queries:,} queries, {comparison.distinct:,} distinct, {repeats:,} exact repeats"
     head = ["", "threshold", "which is", "calls saved", "hit ratio", "beyond exact repeats"]
     yield f"{title}. Calls are saved by right hits and by false ones: the log does not tell them apart.", head, rows
-    head = ["query", "stored query", "times", "words differ", "cosine before", "after"]
+    head = ["query", "stored query", "times", "difference", "cosine before", "after"]
     for change, what, worst in (
-        (BEGINS, "become hits", "whose words differ, the least alike"),
-        (STOPS, "stop being hits", "whose words do not differ, the most alike"),
+        (BEGINS, "become hits", "with another number, negation or name, and among these the least alike"),
+        (STOPS, "stop being hits", "without a difference in their words, and among these the most alike"),
     ):
         pairs = comparison.changed[comparison.changed["change"] == change]
         rows = [
-            [row.query, row.stored_query, row.times, "yes" if row.words_differ else "no"]
+            [row.query, row.stored_query, row.times, row.difference]
             + [f"{cosine:.3f}" for cosine in (row.cosine_before, row.cosine_after)]
             for row in pairs.head(_SHOWN).itertuples()
         ]

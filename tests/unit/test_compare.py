@@ -51,16 +51,27 @@ def test_a_log_by_hand():
     assert (found.queries, found.distinct, found.exact_repeats) == (7, 5, 2)
     # Before: disable twice, enable again, bake. After: turn on, enable again, disable again.
     assert found.hits == (4, 3)
-    rows = found.changed[["change", "query", "stored_query", "times", "words_differ"]].to_numpy().tolist()
+    rows = found.changed[["change", "query", "stored_query", "times", "difference"]].to_numpy().tolist()
     assert rows == [
-        [BEGINS, "turn wifi on", "enable wifi", 1, True],
+        [BEGINS, "turn wifi on", "enable wifi", 1, "other words"],
         # The words do not differ, so the loss looks worst.
-        [STOPS, "to bake the bread", "bake bread", 1, False],
+        [STOPS, "to bake the bread", "bake bread", 1, ""],
         # Once: the second time it meets itself.
-        [STOPS, "disable wifi", "enable wifi", 1, True],
+        [STOPS, "disable wifi", "enable wifi", 1, "other words"],
     ]
     assert found.changed["cosine_before"].to_numpy() == pytest.approx([cosine(60), cosine(10), cosine(20)], abs=1e-6)
     assert found.changed["cosine_after"].to_numpy() == pytest.approx([cosine(15), cosine(50), cosine(70)], abs=1e-6)
+
+
+def test_another_number_looks_worse_than_other_words():
+    log = ["sort a dict", "order a mapping", "sort a dict 12 times"]
+    # Before, nothing hits; after, both hit the first. The one with another version comes first, though it was nearer.
+    found = compare(log, (on_circle(0, 80, 40), on_circle(0, 0, 0)), (0.95, 0.9)).changed
+    assert found["query"].tolist() == ["sort a dict 12 times", "order a mapping"]
+    assert found["difference"].tolist() == ["number", "other words"]
+    # The other way round, the one whose words tell of no number is the worse loss.
+    found = compare(log, (on_circle(0, 0, 0), on_circle(0, 80, 40)), (0.9, 0.95)).changed
+    assert found["query"].tolist() == ["order a mapping", "sort a dict 12 times"]
 
 
 def test_among_alike_pairs_the_base_model_s_cosine_decides():
