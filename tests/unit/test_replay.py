@@ -26,6 +26,7 @@ from cachelora.replay import (
     choices_of,
     describe_stream,
     draw_stream,
+    frontier,
     latencies,
     replay,
     replay_table,
@@ -298,6 +299,24 @@ def test_a_stream_is_described():
         # b needs the answer of a, and x comes twice.
         "best_hit_ratio": pytest.approx(0.4),
     }  # fmt: skip
+
+
+def test_the_frontier_is_the_replay_at_each_threshold():
+    stream = draw_stream({"law": many(30)}, Replay(queries=300), 3)
+    random = np.random.default_rng(3)
+    vectors = random.normal(size=(len(stream.texts), 8)).astype(np.float32) + 1
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    points = frontier(stream, vectors)
+    assert [points[0]["threshold"], points[-1]["threshold"]] == [0.5, 1.0]
+    for point in points:
+        choice = Choice("x", None, point["threshold"])
+        decisions = replay(vectors, stream.events["row"].to_numpy(), point["threshold"])
+        found = summarise(replay_table(stream, decisions, choice), choice, SETTINGS, 1)
+        for name in ("hit_ratio", "calls_saved", "false_hit_share"):
+            assert point[name] == pytest.approx(found[name])
+    # At 1 only the same words hit.
+    assert points[-1]["false_hit_share"] == 0
+    assert points[-1]["calls_saved"] == pytest.approx((stream.events["form"] == REPEAT).mean())
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-1, 1.1), st.integers(1, 400))

@@ -241,7 +241,7 @@ class DataCard:
             axis.hist(parts, bins=_BINS, stacked=True, color=["#2a7f62", "#c8553d"], label=["kept", "dropped"])
             axis.set_ylabel(kind, rotation=0, ha="right")
         axis.set_xlabel("cosine with the query")
-        figure.legend(["kept", "dropped"], loc="upper left", fontsize="small")
+        figure.legend(["kept", "dropped"], loc="outside upper right", ncols=2, fontsize="small")
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
         pyplot.close(figure)
