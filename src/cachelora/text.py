@@ -49,6 +49,22 @@ def normalise(text: str) -> str:
     return " ".join(_CONTROL.sub(" ", text).split())
 
 
+def on_one_line(text: str) -> str:
+    """Return a text for showing: on one line, and without the marks that turn the text around them.
+
+    Parameters
+    ----------
+    text : str
+        Of a query or an LLM.
+
+    Returns
+    -------
+    str
+        What is left of it.
+    """
+    return "".join(character for character in normalise(text) if character not in BIDI)
+
+
 def trivial_key(text: str) -> str:
     """Return a key that texts share when they differ in case, spacing or marks around words only.
 

@@ -29,7 +29,7 @@ from cachelora.report.figures import (
     draw_similarities,
     draw_trainings,
 )
-from cachelora.text import BIDI, normalise
+from cachelora.text import on_one_line
 
 WORST = 20
 """Pairs shown of those that a model gets most wrong."""
@@ -270,8 +270,8 @@ def worst_pairs(scores: pd.DataFrame, base_scores: pd.DataFrame, labelled: pd.Da
             {
                 "test set": row.test_set,
                 "kind": "paraphrase" if same else row.kind,
-                "query": plain(row.query),
-                "the cache holds": plain(row.other),
+                "query": on_one_line(row.query),
+                "the cache holds": on_one_line(row.other),
                 "base": f"{row.before:.3f}",
                 model: f"{row.similarity:.3f}",
             }
@@ -280,22 +280,6 @@ def worst_pairs(scores: pd.DataFrame, base_scores: pd.DataFrame, labelled: pd.Da
         about = "with the same answer of the lowest" if same else "with another answer of the highest"
         sections.append(Section(title, (f"The {len(shown)} pairs {about} cosine by `{model}`.",), shown))
     return sections
-
-
-def plain(text: str) -> str:
-    """Return a text on one line, without the marks that turn the text around them.
-
-    Parameters
-    ----------
-    text : str
-        Of a query or an LLM.
-
-    Returns
-    -------
-    str
-        What is left of it.
-    """
-    return "".join(character for character in normalise(text) if character not in BIDI)
 
 
 def funnel_section(funnels: Mapping[str, Sequence[tuple[str, int]]]) -> Section:

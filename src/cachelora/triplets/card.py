@@ -12,7 +12,7 @@ import pandas as pd
 
 from cachelora.filter.reasons import REASONS
 from cachelora.schemas import KINDS, LOOK_ALIKE_KINDS, MINED, PARAPHRASE, role_of
-from cachelora.text import BIDI, digest, normalise
+from cachelora.text import digest, on_one_line
 from cachelora.triplets import JUDGE
 
 _REASONS = {**REASONS, JUDGE: "the judge says otherwise"}
@@ -165,9 +165,9 @@ class DataCard:
         drawn = rows.assign(order=order).sort_values("order").head(_EXAMPLES)
         return [
             {
-                "query": _plain(name[row.query_id]),
+                "query": on_one_line(name[row.query_id]),
                 "kind": row.kind if row.source == "llm" else f"{row.kind} ({row.source})",
-                "text": _plain(row.text),
+                "text": on_one_line(row.text),
                 "similarity": f"{row.similarity:.2f}",
                 "reasons": ", ".join(row.reasons),
             }
@@ -249,14 +249,9 @@ class DataCard:
         return stream.getvalue()[stream.getvalue().index("<svg") :]
 
 
-def _plain(text: object) -> str:
-    """Return a text on one line, without the marks that turn the text around them."""
-    return "".join(character for character in normalise(str(text)) if character not in BIDI)
-
-
 def _escaped(text: object) -> str:
     """Return a text that Markdown shows as it is."""
-    plain = _plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = on_one_line(str(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     # Addresses become links, and dollars formulas, without any bracket.
     escaped = "".join(f"\\{character}" if character in "\\`*_[]()|!#~:$@" else character for character in plain)
     return re.sub(r"(?i)(www)\.", r"\1\.", escaped)
