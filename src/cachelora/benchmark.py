@@ -14,7 +14,7 @@ from cachelora.evaluate import ALL_KINDS, LOOK_ALIKES
 from cachelora.files import read_json, read_table
 from cachelora.published import Published, published_table, read_published
 from cachelora.schemas import THRESHOLDS
-from cachelora.thresholds import ALL, ALL_DOMAINS, FIXED, OWN
+from cachelora.thresholds import ALL, ALL_DOMAINS, FIXED, OWN, verdict_on
 
 BASE = "base"
 MEASURED = "measured"
@@ -84,6 +84,8 @@ class Findings:
         Coverage of the intervals.
     false_hit_budget : float
         Budget of recall and hit ratio.
+    threshold_confidence : float
+        With that confidence a threshold keeps to its budget.
     repeats : mapping of str to sequence of str
         Models that differ in nothing but seeds, by the first one's id.
     """
@@ -93,6 +95,7 @@ class Findings:
     deployed: str
     confidence: float
     false_hit_budget: float
+    threshold_confidence: float = 0.95
     thresholds: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
     replays: Mapping[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     repeats: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -148,6 +151,7 @@ def read_findings(
     replays: Sequence[str | Path],
     published: str | Path,
     settings: Evaluate,
+    threshold_confidence: float,
     deployed: str,
     repeats: Mapping[str, Sequence[str]],
 ) -> Findings:
@@ -163,6 +167,8 @@ def read_findings(
         The published numbers.
     settings : Evaluate
         Coverage and budget.
+    threshold_confidence : float
+        As in :class:`Findings`.
     deployed : str
         The model that is put into service.
     repeats : mapping of str to sequence of str
@@ -189,6 +195,7 @@ def read_findings(
         deployed=deployed,
         confidence=settings.confidence,
         false_hit_budget=settings.false_hit_budget,
+        threshold_confidence=threshold_confidence,
         thresholds={(Path(path).parent.name, Path(path).stem): read_table(path, THRESHOLDS) for path in thresholds},
         replays={(replay["base_model"], replay["model"]): replay for replay in streams},
         repeats=repeats,
@@ -328,6 +335,8 @@ def _take(rows: pd.DataFrame, base: str, findings: Findings) -> str:
     mine = aps[aps["model"] == model]
     if mine.empty:
         return ""
+    if mine["p_holm"].isna().all():
+        return f"On {base}, there is too little to test `{model}` on: no test set has ten groups, or nothing changed."
     better, worse = (int((_sure(mine, findings.confidence) & (sign * mine["change"] > 0)).sum()) for sign in (1, -1))
     if better and not worse:
         said = f"On {base}, take `{model}`: "
@@ -360,13 +369,13 @@ def _threshold_advice(findings: Findings, base: str) -> str:
     chosen = everywhere[everywhere["fitted_on"] == ALL].sort_values("budget").iloc[-1]
     fixed = everywhere[everywhere["fitted_on"] == FIXED].iloc[0]
     if math.isnan(chosen["threshold"]):
-        return f"No threshold can be shown to keep {_percent(chosen['budget'])} of look-alikes from hitting."
+        return f"Of no threshold can be shown that no more than {_percent(chosen['budget'])} of look-alikes hit at it."
     return (
         f"At the threshold {chosen['threshold']:.4f} no more than {_percent(chosen['budget'])} of look-alikes hit, "
-        f"with {_percent(findings.confidence)} confidence; on the test part {_percent(chosen['false_hit_rate'])} did, "
-        "and "
-        f"{_percent(chosen['recall'])} of the paraphrases. At {fixed['threshold']:.2f}, the threshold that many caches "
-        f"come with, {_percent(fixed['false_hit_rate'])} of the look-alikes hit and {_percent(fixed['recall'])} of the "
+        f"with {_percent(findings.threshold_confidence)} confidence; on the test part "
+        f"{_percent(chosen['false_hit_rate'])} did, and {_percent(chosen['recall'])} of the paraphrases. At "
+        f"{fixed['threshold']:g}, which stands for a threshold that nobody chose, "
+        f"{_percent(fixed['false_hit_rate'])} of the look-alikes hit and {_percent(fixed['recall'])} of the "
         "paraphrases. Look-alikes are rarer among real queries than in these sets: see the replay, and choose a "
         "threshold on pairs of your own log with `cachelora threshold`."
     )
@@ -378,16 +387,24 @@ def _replay_advice(findings: Findings, base: str) -> str:
     if not before or not after:
         return ""
     usual = next(found for found in before["thresholds"] if found["budget"] is None)
-    allowed = [point for point in after["frontier"] if point["false_hit_share"] <= usual["false_hit_share"]]
-    if not allowed:
+    # Both at the best of their grid: one threshold means another thing to each model.
+    best = [
+        max(
+            (point for point in replay["frontier"] if point["false_hit_share"] <= usual["false_hit_share"]),
+            key=lambda point: point["calls_saved"],
+            default=None,
+        )
+        for replay in (before, after)
+    ]
+    if None in best:
         return ""
-    best = max(allowed, key=lambda point: point["calls_saved"])
+    saved = [f"{_percent(point['calls_saved'])} of the calls (at {point['threshold']:.2f})" for point in best]
     return (
-        f"In the replay, the base model at {usual['threshold']:.2f} saves {_percent(usual['calls_saved'])} of the "
-        f"calls and answers {_percent(usual['false_hit_share'])} of the queries falsely. With no more false hits "
-        f"`{findings.deployed}` saves {_percent(best['calls_saved'])}, at {best['threshold']:.2f} (the best of a grid "
-        "on the same stream, so a little flattered); a cache that is never wrong would save "
-        f"{_percent(after['stream']['best_hit_ratio'])}."
+        f"In the replay, the base model at {usual['threshold']:g} answers {_percent(usual['false_hit_share'])} of the "
+        f"queries falsely. With no more false hits than that it saves up to {saved[0]}, and `{findings.deployed}` "
+        f"{saved[1]}, each at the best threshold of a grid on the same stream; a cache that is never wrong would save "
+        f"{_percent(after['stream']['best_hit_ratio'])}, one that knows nothing but the same words "
+        f"{_percent(after['frontier'][-1]['calls_saved'])}."
     )
 
 
@@ -395,13 +412,13 @@ def _what_goes_wrong(rows: pd.DataFrame, base: str, findings: Findings) -> str:
     """Say on which kinds of negatives the deployed model is worst, and where it is worse than the base model."""
     kinds = rows[(rows["model"] == findings.deployed) & (rows["metric"] == "ap")]
     kinds = kinds[~kinds["kind"].isin([ALL_KINDS, LOOK_ALIKES])]
-    if kinds.empty:
+    by_kind = kinds[kinds["kind"] != "topic"].groupby("kind")["value"].mean().sort_values()
+    if by_kind.empty:
         return ""
-    by_kind = kinds.groupby("kind")["value"].mean().sort_values()
+    worst = [f"{kind} (mean AP {value:.2f})" for kind, value in by_kind.head(2).items()]
     said = (
-        f"What will still go wrong with `{findings.deployed}` on {base}: look-alikes of the kinds "
-        f"{_listed(by_kind.index[:2])} are told apart worst (mean AP {by_kind.iloc[0]:.2f} and "
-        f"{by_kind.iloc[min(1, len(by_kind) - 1)]:.2f})."
+        f"What will still go wrong with `{findings.deployed}` on {base}: of the look-alikes, those of "
+        f"{_listed(worst)} are told apart worst."
     )
     lost = kinds[_sure(kinds, findings.confidence) & (kinds["change"] < 0)]
     if len(lost):
@@ -490,22 +507,22 @@ def _threshold_section(findings: Findings, base: str, model: str) -> Section:
         line = {"test set": row.test_set, "budget, chosen on": chosen}
         if math.isnan(row.threshold):
             shown = f"none: {row.calibration_effective:.0f} negatives are too few, or hit at any"
-            lines.append(line | {"threshold": shown, "recall": "", "hit ratio": "", "false-hit rate": "", "kept": ""})
+            lines.append(line | {"threshold": shown, "recall": "", "hit ratio": "", "false-hit rate": "", "budget": ""})
             continue
         line["threshold"] = f"{row.threshold:.4f}"
         for name, title in (("recall", "recall"), ("hit_ratio", "hit ratio"), ("false_hit_rate", "false-hit rate")):
             low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
             line[title] = f"{getattr(row, name):.3f} [{low:.3f}, {high:.3f}]"
-        # A budget is for look-alikes as those of the calibration part; a set of its own may have harder ones.
-        over = row.false_hit_rate_low > row.budget
-        line["kept"] = "" if row.fitted_on == FIXED else "broken" if over else "yes"
+        if row.fitted_on != FIXED:
+            line["budget"] = verdict_on(row.false_hit_rate_low, row.false_hit_rate_high, row.budget)
         lines.append(line)
     return Section(
         f"Thresholds of {model} for a false-hit budget, base model {base}",
         (
             "Chosen on the calibration part of the test sets, the domain's own or all of them, tried on the test part: "
-            f"the lowest at which, with {_percent(findings.confidence)} confidence, no more than the budget of the "
-            "look-alikes hit. `broken`: on the test part the whole interval lies above the budget.",
+            f"the lowest at which, with {_percent(findings.threshold_confidence)} confidence, no more than the budget "
+            "of the look-alikes hit. On the test part it is `kept` or `broken` where the whole interval of the "
+            "false-hit rate lies within the budget or above it.",
         ),
         pd.DataFrame(lines).fillna(""),
     )

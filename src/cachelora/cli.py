@@ -197,7 +197,7 @@ def _evaluate(
 
     config = read_config(*configfiles)
     if output is not None:
-        check_output(output)
+        check_output(output, names, config.sets, config.mirror)
     settings = _base_model(config, base)
     pairs = read_sets(names, config.sets, config.mirror)
     # Imported when everything else is known to be right: it takes seconds.
@@ -296,10 +296,10 @@ def _table(path: str) -> None:
     try:
         table = pd.read_parquet(path)
         measured = table[table["source"] == MEASURED]
-    except (OSError, ValueError, KeyError) as error:
+        confidence = float(measured["confidence"].iloc[0])
+    except (OSError, ValueError, KeyError, IndexError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else "it is no benchmark table"
         raise InputError(path, reason, "Run `snakemake --cores all`, or name its benchmark.parquet") from error
-    confidence = float(measured["confidence"].iloc[0])
     for _, rows in measured.groupby("base_model", sort=False):
         for section in overviews(rows, confidence):
             print_table(section.title, [*section.table.columns], section.table.to_numpy().tolist())

@@ -16,6 +16,7 @@ from cachelora.files import read_table, replacing
 from cachelora.filter.lexical import changed_name, changed_negation, changed_number, differs
 from cachelora.replay import Decisions, replay
 from cachelora.schemas import THRESHOLDS
+from cachelora.text import on_one_line
 from cachelora.thresholds import ALL, ALL_DOMAINS
 
 BUDGET = 0.05
@@ -230,7 +231,7 @@ def write_changed(path: str | Path, changed: pd.DataFrame) -> None:
         As in :class:`Comparison`. A text that a spreadsheet would take for a formula gets an apostrophe in front.
     """
     texts = {
-        name: [f"'{text}" if text.startswith(_FORMULA) else text for text in changed[name]]
+        name: [f"'{text}" if text.startswith(_FORMULA) else text for text in map(on_one_line, changed[name])]
         for name in ("query", "stored_query")
     }
     with replacing(path) as temporary:

@@ -59,7 +59,7 @@ def _check_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("it is no address: write for example http://localhost:8000/v1")
-    if parts.username or parts.password or parts.query:
+    if parts.username or parts.password or parts.query or parts.fragment or ";" in url:
         raise ValueError("it holds more than an address: give a key by an environment variable, see `key_variable`")
     return url
 
@@ -143,8 +143,10 @@ class LabelledSet(_Section):
         parts = urlsplit(self.source)
         if parts.scheme != "https" or not parts.hostname or not PurePosixPath(parts.path).suffix:
             raise ValueError("it is no https address of a file: write for example https://HOST/FOLDER/pairs.jsonl")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("it holds more than an address: leave user, password and query out")
+        if parts.username or parts.password or parts.query or parts.fragment or ";" in self.source:
+            raise ValueError("it holds more than an address: leave user, password, query and fragment out")
+        if not self.source.isascii():
+            raise ValueError("it holds letters that an address cannot: write them with %, as a browser copies it")
         if self.sha256 is None:
             raise ValueError("an address needs `sha256`: give the SHA-256 of the file")
         return self
@@ -321,7 +323,10 @@ class OpenAIEngine(ServerEngine):
     @classmethod
     def _check_request(cls, request: dict[str, Any]) -> dict[str, Any]:
         """Refuse keys that are set elsewhere."""
-        for key in ("messages", "model", "response_format", "stream", "n", "api_key", "extra_headers", "extra_query"):
+        ours = ("messages", "model", "response_format", "stream", "n")
+        # The client's own ways to send more, keys among it, which would stand in reports.
+        of_client = ("api_key", "extra_headers", "extra_query", "extra_body")
+        for key in (*ours, *of_client):
             if key in request:
                 raise ValueError(f"`{key}` is not for you to set here: remove it")
         try:
@@ -772,12 +777,20 @@ class Thresholds(_Section):
     """Thresholds for false-hit budgets."""
 
     budgets: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
-        [0.01, 0.02, 0.05], min_length=1, description="Largest shares of look-alikes that may hit."
+        [0.01, 0.02, 0.05], min_length=1, description="Largest shares of look-alikes that may hit, each once."
     )
     confidence: float = Field(
         0.95, gt=0, lt=1, description="With that confidence a threshold keeps to its budget; coverage of the intervals."
     )
     fixed: float = Field(0.8, ge=-1, le=1, description="The one threshold that is shown beside those chosen.")
+
+    @field_validator("budgets")
+    @classmethod
+    def _check_budgets(cls, budgets: list[float]) -> list[float]:
+        """Refuse a budget that stands twice: its rows would."""
+        if len(set(budgets)) < len(budgets):
+            raise ValueError("a budget stands in it twice: remove one")
+        return budgets
 
 
 class Replay(_Section):
@@ -995,7 +1008,18 @@ class Config(_Section):
                     )
 
     def _check_sets_and_adapters(self) -> None:
-        """Check that sets have names of their own, and foreign adapters a base model."""
+        """Check that sets have names and files of their own, and foreign adapters a base model."""
+        by_name: dict[str, str] = {}
+        for name, entry in self.sets.items():
+            file = PurePosixPath(urlsplit(entry.source).path if "://" in entry.source else entry.source).name
+            other = by_name.setdefault(file, name)
+            twice = other != name and self.sets[other].source != entry.source
+            if twice and self.mirror is not None and None in (entry.sha256, self.sets[other].sha256):
+                raise ConfigError(
+                    f"sets.{name}.source",
+                    f"its file has the name of that of {other}, and `mirror` cannot tell them apart",
+                    "Give both a `sha256`, or one of the files another name",
+                )
         for name in self.sets:
             if name in self.domains:
                 raise ConfigError(f"sets.{name}", "there is a domain of this name", "Rename one of the two")

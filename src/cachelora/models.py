@@ -404,10 +404,16 @@ def score_pairs(model: "SentenceTransformer", pairs: pd.DataFrame, batch_size: i
     -------
     pandas.DataFrame
         The pairs with similarity, a cosine in [-1, 1].
+
+    Raises
+    ------
+    ModelError
+        If a cosine is not a number.
     """
-    vectors = encode_texts(model, [*pairs["query"], *pairs["other"]], batch_size)
-    ones, others = (np.stack([vectors[text] for text in pairs[name]]).astype(np.float64) for name in ("query", "other"))
-    return pairs.assign(similarity=(ones * others).sum(axis=1))
+    similarity = _cosines(model, [*pairs["query"]], [*pairs["other"]], batch_size)
+    if not np.isfinite(similarity).all():
+        raise ModelError("the model", "its embeddings are not all numbers", "Train it again with a lower learning rate")
+    return pairs.assign(similarity=similarity)
 
 
 def score_triplets(model: "SentenceTransformer", triplets: pd.DataFrame, batch_size: int) -> pd.DataFrame:
@@ -425,13 +431,19 @@ def score_triplets(model: "SentenceTransformer", triplets: pd.DataFrame, batch_s
     Returns
     -------
     pandas.DataFrame
-        The triplets with positive_similarity and negative_similarity, cosines in [-1, 1].
+        The triplets with positive_similarity and negative_similarity, cosines in [-1, 1]; not numbers where a
+        training has diverged.
     """
-    both = [
-        triplets[["anchor", other]].set_axis(["query", "other"], axis="columns") for other in ("positive", "negative")
-    ]
-    found = score_pairs(model, pd.concat(both), batch_size)["similarity"].to_numpy()
-    return triplets.assign(positive_similarity=found[: len(triplets)], negative_similarity=found[len(triplets) :])
+    others = [*triplets["positive"], *triplets["negative"]]
+    positive, negative = np.split(_cosines(model, [*triplets["anchor"]] * 2, others, batch_size), 2)
+    return triplets.assign(positive_similarity=positive, negative_similarity=negative)
+
+
+def _cosines(model: "SentenceTransformer", ones: Sequence[str], others: Sequence[str], batch_size: int) -> np.ndarray:
+    """Return the cosine of each pair of texts; not a number where the model gives none."""
+    vectors = encode_texts(model, [*ones, *others], batch_size)
+    one, other = (np.stack([vectors[text] for text in texts]).astype(np.float64) for texts in (ones, others))
+    return (one * other).sum(axis=1)
 
 
 def save_adapter(
@@ -463,6 +475,8 @@ def save_adapter(
         temporary.write_bytes(save(named, metadata={"format": "pt"}))
     config.inference_mode = True
     config.base_model_name_or_path = base_name
-    # A set, whose order would differ from run to run.
+    # Sets, whose order would differ from run to run.
     config.target_modules = sorted(config.target_modules)
+    if config.exclude_modules:
+        config.exclude_modules = sorted(config.exclude_modules)
     config.save_pretrained(str(folder))

@@ -275,7 +275,8 @@ def replay(vectors: np.ndarray, rows: np.ndarray, threshold: float) -> Decisions
                 best, row = inside.max(), some[new[int(inside.argmax())]]
             if row >= 0:
                 similarity[start + number], nearest[start + number] = best, row
-            if not best >= threshold - _SLACK:
+            # As a number of Python: NumPy would compare in float32, and not as below.
+            if not float(best) >= threshold - _SLACK:
                 new.append(number)
         index.add(queries[new])
         stored += some[new].tolist()

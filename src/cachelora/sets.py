@@ -78,7 +78,7 @@ def fetch_set(url: str, folder: str | Path) -> Path:
                 stream.write(part)
     except HTTPError as error:
         raise InputError(url, f"the server does not give it ({error.code} {error.reason})", "Correct it") from error
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:
         first = str(getattr(error, "reason", error)).partition("\n")[0]
         raise InputError(
             url, f"it cannot be fetched ({first})", f"Put {path.name} into a folder and name that as `mirror`"
@@ -316,21 +316,29 @@ _WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
 }
 
 
-def check_output(path: str | Path) -> None:
-    """Refuse a file that :func:`write_measured` could not write.
+def check_output(
+    path: str | Path, names: Sequence[str], known: Mapping[str, LabelledSet], mirror: str | Path | None
+) -> None:
+    """Refuse, before the work, a file that :func:`write_measured` could not write or that would replace a set.
 
     Parameters
     ----------
     path : str or Path
         The file.
+    names, known, mirror
+        As for :func:`read_sets`.
 
     Raises
     ------
     InputError
-        If its ending names no format.
+        If its ending names no format, or it is the file of one of the sets.
     """
     if Path(path).suffix.lower() not in _WRITERS:
         raise InputError(str(path), "its ending names no format of a table", f"Use one of {', '.join(_WRITERS)}")
+    for name in names:
+        found = find_file(known[name].source if name in known else name, mirror)
+        if found is not None and found.resolve() == Path(path).resolve():
+            raise InputError(f"--output {path}", f"that is the set {name}", "Name another file")
 
 
 def write_measured(path: str | Path, table: pd.DataFrame) -> None:
@@ -339,15 +347,9 @@ def write_measured(path: str | Path, table: pd.DataFrame) -> None:
     Parameters
     ----------
     path : str or Path
-        A file whose ending names its format: ``.csv``, ``.md`` or ``.parquet``.
+        A file whose ending names its format, ``.csv``, ``.md`` or ``.parquet``; see :func:`check_output`.
     table : pandas.DataFrame
         What :func:`measure_models` gives.
-
-    Raises
-    ------
-    InputError
-        As :func:`check_output`.
     """
-    check_output(path)
     with replacing(path) as temporary:
         _WRITERS[Path(path).suffix.lower()](table, temporary)

@@ -327,7 +327,7 @@ class Drift:
     rate, low, high : float
         False-hit rate and its interval.
     verdict : str
-        ``broken`` if the whole interval lies above the budget, ``kept`` if it lies within, ``undecided`` between.
+        What :func:`verdict_on` says.
     """
 
     rate: float
@@ -358,4 +358,22 @@ def drift(scores: pd.DataFrame, threshold: float, budget: float, confidence: flo
     scores = scores.drop_duplicates("pair_id")
     found = at_threshold(scores["similarity"], scores["same_answer"], scores["group"], threshold, confidence)
     rate, low, high = (found[f"false_hit_rate{end}"] for end in ("", "_low", "_high"))
-    return Drift(rate, low, high, "broken" if low > budget else "kept" if high <= budget else "undecided")
+    return Drift(rate, low, high, verdict_on(low, high, budget))
+
+
+def verdict_on(low: float, high: float, budget: float) -> str:
+    """Say whether a false-hit rate is within a budget.
+
+    Parameters
+    ----------
+    low, high : float
+        The interval of the rate.
+    budget : float
+        Largest share of pairs with another answer that may hit.
+
+    Returns
+    -------
+    str
+        ``broken`` if the whole interval lies above the budget, ``kept`` if it lies within, ``undecided`` between.
+    """
+    return "broken" if low > budget else "kept" if high <= budget else "undecided"

@@ -177,6 +177,37 @@ def test_the_advice_follows_from_the_table(table):
     assert "nothing speaks for `law`" in unsure
 
 
+def replayed(model, *points):
+    """A replay with a fixed threshold of .8 and points of (threshold, calls saved, false hits)."""
+    names = ("threshold", "calls_saved", "false_hit_share")
+    usual = {"label": "fixed", "budget": None, "hit_ratio": 0.4, "false_hits_of_hits": None}
+    usual |= {"threshold": 0.8, "calls_saved": 0.3, "false_hit_share": 0.1}
+    usual |= {f"{name}_{end}": None for name in (*names, "hit_ratio", "false_hits_of_hits") for end in ("low", "high")}
+    stream = {"queries": 9, "intents": 2, "by_form": {"new": 2}, "best_hit_ratio": 0.7}
+    frontier = [dict(zip(names, point, strict=True)) for point in points]
+    return {"base_model": "b", "model": model, "thresholds": [usual], "frontier": frontier, "stream": stream}
+
+
+def test_models_are_compared_in_the_replay_at_equal_false_hits_each_at_its_best(table):
+    replays = {
+        ("b", "base"): replayed("base", (0.6, 0.5, 0.2), (0.7, 0.45, 0.1), (0.8, 0.3, 0.1), (1.0, 0.2, 0.0)),
+        ("b", "law"): replayed("law", (0.6, 0.65, 0.3), (0.7, 0.5, 0.09), (0.8, 0.4, 0.0), (1.0, 0.2, 0.0)),
+    }
+    text = benchmark_markdown(findings(table, replays=replays))
+    assert "at 0.8 answers 10 % of the queries falsely" in text
+    assert "it saves up to 45 % of the calls (at 0.70), and `law` 50 % of the calls (at 0.70)" in text
+    assert "a cache that is never wrong would save 70 %, one that knows nothing but the same words 20 %" in text
+    nowhere = replays | {("b", "law"): replayed("law", (0.6, 0.65, 0.3))}
+    assert "In the replay, the base model" not in benchmark_markdown(findings(table, replays=nowhere))
+
+
+def test_what_was_too_little_to_test_is_not_called_bad():
+    few = scores([0.9] * 9, [0.1] * 9)
+    rows = [{"base_model": "b", "model": name, "results": measure(few, few, SETTINGS, 1)} for name in ("base", "law")]
+    text = benchmark_markdown(findings(benchmark_table(rows, [])))
+    assert "there is too little to test `law` on" in text
+
+
 def test_models_that_differ_in_the_seed_are_summed_up():
     base = scores([0.6] * 40, [0.5] * 40)
     rows = [{"base_model": "b", "model": "base", "results": measure(base, base, SETTINGS, 1)}]

@@ -71,6 +71,15 @@ def test_a_cache_by_hand():
     assert found.similarity[1:] == pytest.approx(np.cos(np.radians([10, 40, 10, 0])), abs=1e-6)
 
 
+@pytest.mark.parametrize("threshold", [0.7, 0.8, 0.95, 0.99])
+def test_a_query_hits_or_is_stored_however_near_the_threshold(threshold):
+    # A hair below the threshold in float32: what it did not answer, it holds.
+    near = np.float32(threshold - 1e-6)
+    vectors = np.array([[1, 0], [near, np.sqrt(1 - near**2)]], dtype=np.float32)
+    hits = replay(vectors, np.array([0, 1, 1, 1]), threshold).hit
+    assert hits[2:].all()
+
+
 def test_what_hits_is_not_stored():
     # 10 was answered by 0 and is not in the cache, so 20 finds 0, which is too far.
     found = replay(on_circle(0, 10, 20), np.array([0, 1, 2]), np.cos(np.radians(15)))

@@ -368,3 +368,23 @@ def test_every_set_of_the_public_preset_is_read():
 def test_the_base_model_gives_the_known_margin_on_public_sets(name, margin, model):
     pairs = read_set(SHARED / f"{name}.jsonl", name)
     assert value(measure_models(pairs, {"base": model}, SETTINGS, 1, 1), "margin") == pytest.approx(margin, abs=1e-4)
+
+
+def test_an_output_that_is_the_set_itself_is_refused(pairs_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    csv = tmp_path / "same.csv"
+    csv.write_text("a,b,label\nx,y,1\nx,z,0\n", encoding="utf-8")
+    before = csv.read_bytes()
+    assert main(["evaluate", str(csv), "--output", str(tmp_path / "." / "same.csv")]) == 1
+    assert "that is the set" in capsys.readouterr().err
+    assert csv.read_bytes() == before
+
+
+def test_a_table_that_is_none_is_refused(tmp_path, capsys):
+    for number, table in enumerate(
+        (pd.DataFrame({"source": ["measured"]}), pd.DataFrame({"source": ["x"], "confidence": [1.0]}))
+    ):
+        path = tmp_path / f"{number}.parquet"
+        table.to_parquet(path)
+        assert main(["table", str(path)]) == 1
+        assert "it is no benchmark table" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,9 @@ from scipy.stats import binom
 
 from cachelora.cli import main
 from cachelora.config import Thresholds
+from cachelora.errors import ModelError
 from cachelora.files import read_table, write_table
+from cachelora.models import load_model, score_pairs
 from cachelora.schemas import PAIRS, SCORES, THRESHOLDS
 from cachelora.thresholds import (
     ALL,
@@ -28,6 +31,7 @@ from cachelora.thresholds import (
     share_interval,
     thresholds_table,
     upper_bound,
+    verdict_on,
 )  # fmt: skip
 
 
@@ -178,6 +182,20 @@ def test_the_command_chooses_and_checks(tmp_path, capsys, monkeypatch):
     assert "kept" in capsys.readouterr().out
     assert main(["threshold", path, "--budget", "0.1", "--check", "-1"]) == 1
     assert "1.0000 [0.9487, 1.0000]   broken" in capsys.readouterr().out
+
+
+def test_a_model_that_gives_no_numbers_keeps_to_no_budget(tmp_path, base):
+    model = load_model(base, None)
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(torch.nan)
+    with pytest.raises(ModelError, match="its embeddings are not all numbers"):
+        score_pairs(model, pd.DataFrame({"query": ["a"], "other": ["b"]}), 8)
+
+
+def test_verdicts():
+    assert verdict_on(0.06, 0.2, 0.05) == "broken"
+    assert verdict_on(0.0, 0.05, 0.05) == "kept"
+    assert verdict_on(0.0, 0.9, 0.05) == "undecided"
 
 
 @pytest.mark.parametrize("bad", ["1", "0", "x"])

@@ -15,6 +15,7 @@ rule benchmark:
         "../../envs/report.yaml"
     params:
         settings=section("evaluate"),
+        threshold_confidence=settings.thresholds.confidence,
         deployed=settings.deploy.model,
         repeats=settings.repeats,
         code=stage_code("benchmark"),

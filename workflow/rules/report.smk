@@ -73,6 +73,7 @@ rule report:
         "../../envs/report.yaml"
     params:
         settings=section("evaluate"),
+        threshold_confidence=settings.thresholds.confidence,
         deployed=settings.deploy.model,
         repeats=settings.repeats,
         bases=list(settings.base_models),

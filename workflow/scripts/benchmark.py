@@ -18,6 +18,7 @@ if __name__ == "__main__":
             snakemake.input.replays,
             snakemake.input.published,
             Evaluate(**snakemake.params.settings),
+            snakemake.params.threshold_confidence,
             snakemake.params.deployed,
             snakemake.params.repeats,
         )

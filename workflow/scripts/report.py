@@ -33,6 +33,7 @@ if __name__ == "__main__":
             inputs.replays,
             inputs.published,
             Evaluate(**params.settings),
+            params.threshold_confidence,
             params.deployed,
             params.repeats,
         )
@@ -52,7 +53,7 @@ if __name__ == "__main__":
         timings = []
         for path in map(Path, inputs.timings):
             row = pd.read_csv(path, sep="\t", na_values="-").iloc[0]
-            stage = path.parts[path.parts.index("timing") + 1]
+            stage = str(path).rpartition("/timing/")[2].partition("/")[0]
             timings.append((stage, float(row["s"]), float(row["cpu_time"])))
         testsets = {Path(path).stem: read_table(path, TESTSET) for path in inputs.testsets}
         manifests = [read_json(path) for path in inputs.manifests]

@@ -28,8 +28,10 @@ if __name__ == "__main__":
         reasons = text_reasons(texts)
         for reason, number in reasons.most_common():
             logging.info("%d times dropped, %s", number, reason)
-        table = make_triplets(groups, settings.grouping, unusable + leaking + reasons, snakemake.params.source)
         judged = None if verdicts is None else Counter(verdicts["verdict"])
+        if judged is not None:
+            logging.info("the judge: %s", ", ".join(f"{number} {verdict}" for verdict, number in judged.items()))
+        table = make_triplets(groups, settings.grouping, unusable + leaking + reasons, snakemake.params.source)
         card = DataCard(snakemake.wildcards.domain, queries, texts, table, unusable + leaking, judged)
         for warning in card.warnings:
             logging.warning("%s", warning)
