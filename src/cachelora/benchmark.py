@@ -18,6 +18,7 @@ from cachelora.thresholds import ALL, ALL_DOMAINS, FIXED, OWN, verdict_on
 
 BASE = "base"
 MEASURED = "measured"
+REPLAY = "Replay"
 _COLUMNS = (
     ("margin", "margin"),
     ("ap", "AP"),
@@ -554,7 +555,7 @@ def _replay_sections(findings: Findings, base: str) -> list[Section]:
                 f"part. A cache that is never wrong would save {stream['best_hit_ratio']:.3f} of the calls. The test "
                 "sets are made of look-alikes, so queries of a log resemble one another less than these."
             )
-    return [Section(f"Replay, base model {base}", tuple(paragraphs), pd.DataFrame(lines))] if lines else []
+    return [Section(f"{REPLAY}, base model {base}", tuple(paragraphs), pd.DataFrame(lines))] if lines else []
 
 
 def _seed_table(rows: pd.DataFrame, repeats: Mapping[str, Sequence[str]]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ import cachelora
 from cachelora.benchmark import (
     BASE,
     MEASURED,
+    REPLAY,
     Findings,
     Section,
     explanation,
@@ -226,6 +227,8 @@ def build_page(
         for _, rows in measured.groupby("base_model", sort=False)
         for section in overviews(rows, findings.confidence)
     ]
+    sections = report_sections(findings)
+    tables += [section for section in sections if section.title.startswith(REPLAY)]
     shown = {"What to take", *(section.title for section in tables)}
     wrong = []
     for material in materials:
@@ -237,7 +240,7 @@ def build_page(
         tables,
         [figure for drawn in figures.values() for figure in drawn.values()],
         wrong,
-        [funnel_section(funnels), *(part for part in report_sections(findings) if part.title not in shown)],
+        [funnel_section(funnels), *(part for part in sections if part.title not in shown)],
         provenance,
         config,
     )

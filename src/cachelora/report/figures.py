@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GREY, _GREEN, _RED = "#777777", "#2a7f62", "#c8553d"
+_MOST_FALSE_HITS = 0.1
+"""Nobody wants a cache with more; at a threshold of 1 there is none, so some points are always below."""
 _BINS = np.arange(-0.2, 1.0001, 0.05)
 
 
@@ -191,13 +193,21 @@ def draw_frontier(frontiers: Mapping[str, Sequence[Mapping[str, float]]]) -> str
     str
         SVG.
     """
-    figure, axes = _subplots(1, 1, (6, 3.6))
+    figure, axes = _subplots(1, 1, (8, 3.6))
     for (name, points), colour in zip(frontiers.items(), (_GREY, _GREEN), strict=False):
         false_hits, saved = ([point[key] for point in points] for key in ("false_hit_share", "calls_saved"))
         axes[0, 0].plot(false_hits, saved, "o-", color=colour, markersize=3, label=name)
-        for point in points[::5]:
-            place = (point["false_hit_share"], point["calls_saved"])
-            axes[0, 0].annotate(f"{point['threshold']:.2f}", place, fontsize="x-small", color=colour)
+        for point in points[::4]:
+            if point["false_hit_share"] <= _MOST_FALSE_HITS:
+                place = (point["false_hit_share"], point["calls_saved"])
+                axes[0, 0].annotate(f" {point['threshold']:.2f}", place, fontsize="small", color=colour, va="top")
+    seen = [
+        point["calls_saved"]
+        for points in frontiers.values()
+        for point in points
+        if point["false_hit_share"] <= _MOST_FALSE_HITS
+    ]
+    axes[0, 0].set(xlim=(-0.002, _MOST_FALSE_HITS), ylim=(min(seen) - 0.01, max(seen) + 0.01))
     axes[0, 0].set(xlabel="false hits, share of the queries", ylabel="calls saved, share of the queries")
     axes[0, 0].legend(fontsize="small", loc="lower right")
     return _svg(figure)
