@@ -403,9 +403,11 @@ def _replay_advice(findings: Findings, base: str) -> str:
     return (
         f"In the replay, the base model at {usual['threshold']:g} answers {_percent(usual['false_hit_share'])} of the "
         f"queries falsely. With no more false hits than that it saves up to {saved[0]}, and `{findings.deployed}` "
-        f"{saved[1]}, each at the best threshold of a grid on the same stream; a cache that is never wrong would save "
+        f"{saved[1]}, each at the best threshold of a grid on this one stream; a cache that is never wrong would save "
         f"{_percent(after['stream']['best_hit_ratio'])}, one that knows nothing but the same words "
-        f"{_percent(after['frontier'][-1]['calls_saved'])}."
+        f"{_percent(after['frontier'][-1]['calls_saved'])}, and a threshold for a budget of look-alikes may be no "
+        f"better than that. So begin at {best[1]['threshold']:.2f} if so many false hits can be borne, higher if not, "
+        "and check it on your own log."
     )
 
 
@@ -429,6 +431,11 @@ def _what_goes_wrong(rows: pd.DataFrame, base: str, findings: Findings) -> str:
     if len(fell):
         shown = [f"{row.kind} of {row.test_set} ({row.change:+.2f})" for row in fell.itertuples()]
         said += f" It is probably worse (uncorrected interval below zero) on {_listed(shown)}."
+    easy = rows[(rows["model"] == findings.deployed) & (rows["metric"] == "margin") & (rows["kind"] == "topic")]
+    nearer = easy[_sure(easy, findings.confidence) & (easy["change"] < 0)]
+    if len(nearer):
+        shown = [f"{row.test_set} ({row.change:+.2f})" for row in nearer.itertuples()]
+        said += f" Easy negatives (topic) come nearer: their margin falls significantly in {_listed(shown)}."
     return said
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cachelora import __version__
@@ -56,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compared.add_argument("log", help=".jsonl, .csv or .parquet with a column `query`, or .txt; in the order of time")
     compared.add_argument("--adapter", required=True, help="a folder (under results/models, or of peft)")
     compared.add_argument("--base", help="the base model, as for `evaluate`")
-    compared.add_argument("--threshold", type=_cosine, help="of the base model; default: thresholds.fixed, .8")
+    compared.add_argument(
+        "--threshold", type=_cosine, help="of the base model; default: as for --threshold-after, or .8 if that is given"
+    )
     compared.add_argument(
         "--threshold-after", type=_cosine, help="of the adapter; default: what the workflow chose for 5 %% false hits"
     )
@@ -226,9 +229,14 @@ def _compare(configfiles: Sequence[str], chosen: argparse.Namespace) -> None:
     settings = _base_model(config, chosen.base)
     check_files(chosen.log, chosen.output)
     before, after = chosen.threshold, chosen.threshold_after
-    notes = ["given" if before is not None else "default", "given" if after is not None else "chosen by the workflow"]
-    before = config.thresholds.fixed if before is None else before
-    after = fitted_threshold(chosen.adapter) if after is None else after
+    notes = ["given", "given"]
+    if after is None:
+        after, notes[1] = fitted_threshold(chosen.adapter), "chosen by the workflow"
+        if before is None:
+            # Beside a fixed one, the difference would be mostly that of the thresholds.
+            before, notes[0] = fitted_threshold(Path(chosen.adapter).parent / "base"), "chosen by the workflow"
+    elif before is None:
+        before, notes[0] = config.thresholds.fixed, "default"
     queries, rejects = read_queries(chosen.log, config.queries)
     if rejects:
         first = f"the first is line {rejects[0].line}, {rejects[0].reason}"
@@ -285,8 +293,6 @@ def _threshold(configfiles: Sequence[str], chosen: argparse.Namespace) -> int:
 
 def _table(path: str) -> None:
     """Print the overviews of a finished run."""
-    from pathlib import Path
-
     import pandas as pd
 
     from cachelora.benchmark import MEASURED, overviews

@@ -98,7 +98,7 @@ def fitted_threshold(adapter: str | Path) -> float:
     DamagedError
         If the file of the thresholds cannot be read.
     """
-    folder, remedy = Path(adapter).absolute(), "Give --threshold-after"
+    folder, remedy = Path(adapter).absolute(), "Give --threshold and --threshold-after"
     found = folder.parent.parent.parent / "thresholds" / folder.parent.name / f"{folder.name}.parquet"
     if folder.parent.parent.name != "models" or not found.is_file():
         raise ConfigError(f"--adapter {adapter}", "the workflow has chosen no threshold for it", remedy)
@@ -202,8 +202,8 @@ def comparison_tables(
         for name, threshold, note, hits in zip(("before", "after"), thresholds, notes, comparison.hits, strict=True)
     ]
     title = f"{queries:,} queries, {comparison.distinct:,} distinct, {repeats:,} exact repeats"
-    head = ["", "threshold", "which is", "calls saved", "hit ratio", "beyond exact repeats"]
-    yield f"{title}. Calls are saved by right hits and by false ones: the log does not tell them apart.", head, rows
+    head = ["", "threshold", "which is", "hits", "hit ratio", "beyond exact repeats"]
+    yield f"{title}. Hits are right ones and false ones: the log does not tell them apart.", head, rows
     head = ["query", "stored query", "times", "difference", "cosine before", "after"]
     for change, what, worst in (
         (BEGINS, "become hits", "with another number, negation or name, and among these the least alike"),

@@ -177,25 +177,25 @@ def test_plain_text_is_printable_and_on_one_line(text):
     assert plain(shown) == shown
 
 
-def save_thresholds(results, *rows):
+def save_thresholds(results, *rows, model="toy"):
     """Write (fitted_on, budget, threshold) as the thresholds for all domains of an adapter."""
     names = ("fitted_on", "budget", "threshold")
     zeros = {name: 0 for name in THRESHOLDS.names if name not in names}
     table = pd.DataFrame([dict(zip(names, row, strict=True)) | zeros for row in rows])
     table = table.assign(test_set="all domains").astype({"budget": float, "threshold": float})
-    write_table(results / "thresholds/minilm-l6/toy.parquet", table, THRESHOLDS)
+    write_table(results / f"thresholds/minilm-l6/{model}.parquet", table, THRESHOLDS)
 
 
 def test_the_threshold_that_the_workflow_chose_is_found(tmp_path):
     adapter = tmp_path / "models/minilm-l6/toy"
-    with pytest.raises(ConfigError, match=r"the workflow has chosen no threshold for it\. Give --threshold-after"):
+    with pytest.raises(ConfigError, match=r"the workflow has chosen no threshold for it\. Give --threshold and"):
         fitted_threshold(adapter)
     save_thresholds(tmp_path, ("all", 0.01, 0.9), ("all", 0.05, 0.87), ("own", 0.05, 0.5), ("fixed", None, 0.8))
     assert fitted_threshold(adapter) == 0.87
     with pytest.raises(ConfigError, match="the workflow has chosen no threshold for it"):
         fitted_threshold("/toy")
     save_thresholds(tmp_path, ("all", 0.05, None))
-    with pytest.raises(ConfigError, match=r"no threshold was shown to keep to 5% false hits\. Give --threshold-after"):
+    with pytest.raises(ConfigError, match=r"no threshold was shown to keep to 5% false hits\. Give --threshold and"):
         fitted_threshold(adapter)
     save_thresholds(tmp_path, ("all", 0.01, 0.9))
     with pytest.raises(ConfigError, match="it has no threshold for 5% false hits"):
@@ -224,6 +224,7 @@ def results(tmp_path_factory, base):
     train_model(Training(base, toy, settings, 1, str(adapter), str(results / "state")))
     write_manifest(adapter, {"base_sha256": base_digest(base)}, [], time.monotonic())
     save_thresholds(results, ("all", 0.05, 0.75))
+    save_thresholds(results, ("all", 0.05, 0.8), model="base")
     return results
 
 
@@ -241,7 +242,7 @@ def test_the_command_shows_what_an_adapter_changes(results, tmp_path, capsys, mo
     before, after = (
         re.search(rf"^ *{name} +(\S+) +(.*?) +(\d+) +", said, re.MULTILINE) for name in ("before", "after")
     )
-    assert before.groups()[:2] == ("0.8000", "default")
+    assert before.groups()[:2] == ("0.8000", "chosen by the workflow")
     assert after.groups()[:2] == ("0.7500", "chosen by the workflow")
     table = pd.read_csv(output)
     stops = table[table["change"] == STOPS]
