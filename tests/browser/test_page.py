@@ -20,10 +20,10 @@ ATTACK = "<script>alert(1)</script> may i sign for my flatmate"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run with a hostile query among the worst false hits of its page."""
+    """A finished run with a hostile query among the worst misses of its page."""
     workflow = copy_workflow(tmp_path_factory.mktemp("page"))
     lines = (workflow.folder / "data/law/test.jsonl").read_text(encoding="utf-8").splitlines()
-    triplet = {"anchor": ATTACK, "positive": "tenancy signature", "negative": f"{ATTACK}s", "kind": "scope"}
+    triplet = {"anchor": ATTACK, "positive": "zebra", "negative": f"{ATTACK} today", "kind": "scope"}
     (workflow.folder / "own.jsonl").write_text("\n".join([*lines, json.dumps(triplet)]) + "\n", encoding="utf-8")
     (workflow.folder / "browser.yaml").write_text("domains: {law: {test: own.jsonl}}\n", encoding="utf-8")
     result = workflow.run(*TINY)
