@@ -322,6 +322,7 @@ def recommendation(findings: Findings) -> list[str]:
             of_domains = rows[rows["test_set"].isin(tried)]
         found += [
             _take(of_domains, base, findings),
+            _elsewhere(rows.drop(of_domains.index), base, findings),
             _threshold_advice(findings, base),
             _replay_advice(findings, base),
             _what_goes_wrong(of_domains, base, findings),
@@ -359,6 +360,22 @@ def _take(rows: pd.DataFrame, base: str, findings: Findings) -> str:
     else:
         said += " No other model has a higher mean AP over these sets."
     return said
+
+
+def _elsewhere(rows: pd.DataFrame, base: str, findings: Findings) -> str:
+    """Say where the deployed model is worse on sets that belong to no domain."""
+    mine = rows[
+        (rows["model"] == findings.deployed) & (rows["kind"] == ALL_KINDS) & rows["metric"].isin(["margin", "ap"])
+    ]
+    worse = mine[_sure(mine, findings.confidence) & (mine["change"] < 0)]
+    if worse.empty:
+        return ""
+    names = {"margin": "margin", "ap": "AP"}
+    shown = [f"{row.test_set} ({names[row.metric]} {row.change:+.3f})" for row in worse.itertuples()]
+    return (
+        f"Look twice: on sets of other people's making `{findings.deployed}` on {base} is significantly worse than the "
+        f"base model, {_listed(shown)}."
+    )
 
 
 def _threshold_advice(findings: Findings, base: str) -> str:

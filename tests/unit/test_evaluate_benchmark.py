@@ -11,7 +11,7 @@ from cachelora.config import Evaluate
 from cachelora.evaluate import join_testsets, measure
 from cachelora.models import load_model, score_pairs, score_triplets
 from cachelora.published import read_published
-from cachelora.schemas import SCORES
+from cachelora.schemas import SCORES, THRESHOLDS
 
 SETTINGS = Evaluate(bootstrap=500)
 
@@ -199,6 +199,28 @@ def test_models_are_compared_in_the_replay_at_equal_false_hits_each_at_its_best(
     assert "a cache that is never wrong would save 70 %, one that knows nothing but the same words 20 %" in text
     nowhere = replays | {("b", "law"): replayed("law", (0.6, 0.65, 0.3))}
     assert "In the replay, the base model" not in benchmark_markdown(findings(table, replays=nowhere))
+
+
+def test_the_advice_tells_of_sets_on_which_the_model_is_worse(table):
+    random = np.random.default_rng(3)
+    base = scores(random.normal(0.6, 0.1, 40), random.normal(0.5, 0.1, 40), "elsewhere")
+    other = benchmark_table(
+        [
+            {"base_model": "b", "model": "base", "results": measure(base, base, SETTINGS, 1)},
+            {"base_model": "b", "model": "law", "results": measure(raised(base, -0.1), base, SETTINGS, 1)},
+        ],
+        [],
+    )
+    both = findings(pd.concat([table, other], ignore_index=True))
+    assert "sets of other people's making" not in benchmark_markdown(both)
+    everywhere = {"fitted_on": ["all", "fixed"], "budget": [0.05, np.nan], "threshold": [0.9, 0.8]}
+    zeros = dict.fromkeys(set(THRESHOLDS.names) - {"test_set", *everywhere}, 0.0)
+    fitted = pd.concat(
+        [pd.DataFrame({"test_set": name, **everywhere}).assign(**zeros) for name in ("law", "all domains")]
+    )
+    text = benchmark_markdown(findings(pd.concat([table, other], ignore_index=True), thresholds={("b", "law"): fitted}))
+    assert "take `law`: its AP is significantly higher than the base model's on 1 of 1 test sets" in text
+    assert "`law` on b is significantly worse than the base model, elsewhere (margin -0.100)" in text
 
 
 def test_what_was_too_little_to_test_is_not_called_bad():
