@@ -336,6 +336,11 @@ def choices_of(thresholds: pd.DataFrame) -> list[Choice]:
     ]
 
 
+def _right(stream: Stream, decisions: Decisions) -> np.ndarray:
+    """Say of each query whether the nearest stored one has its answer."""
+    return stream.classes[stream.events["row"]] == stream.classes[decisions.nearest]
+
+
 def replay_table(stream: Stream, decisions: Decisions, choice: Choice) -> pd.DataFrame:
     """Say what became of each query.
 
@@ -354,7 +359,7 @@ def replay_table(stream: Stream, decisions: Decisions, choice: Choice) -> pd.Dat
         In the columns of :data:`cachelora.schemas.REPLAY`, and intent.
     """
     rows, texts = stream.events["row"].to_numpy(), [*stream.texts, ""]
-    right = stream.classes[rows] == stream.classes[decisions.nearest]
+    right = _right(stream, decisions)
     return stream.events.assign(
         label=choice.label,
         threshold=choice.value,
@@ -471,7 +476,7 @@ def frontier(stream: Stream, vectors: np.ndarray) -> list[dict[str, float]]:
     rows, found = stream.events["row"].to_numpy(), []
     for threshold in _FRONTIER:
         decisions = replay(vectors, rows, threshold)
-        right = stream.classes[rows] == stream.classes[decisions.nearest]
+        right = _right(stream, decisions)
         shares = _shares(np.array(len(rows)), (decisions.hit & right).sum(), np.asarray((decisions.hit & ~right).sum()))
         names = ("hit_ratio", "calls_saved", "false_hit_share")
         found.append({"threshold": float(threshold)} | {name: float(shares[name]) for name in names})
