@@ -3,7 +3,7 @@
 An adapter's update of a layer is the product B·A of its two factors, scaled. All methods but ``linear`` combine updates
 and re-compress the result to a rank by a truncated singular value decomposition (``cat`` only if its full rank is not
 wanted); all are peft's (``LoraModel.add_weighted_adapter``). Weights and densities are chosen on the validation split,
-by what checkpoints are chosen by (:func:`cachelora.train.validation.objective`).
+as checkpoints are (:func:`cachelora.train.validation.best_of`).
 """
 
 import logging
@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from cachelora.config import BaseModelSource, Merge
 from cachelora.errors import ModelError
 from cachelora.models import check_all_loaded, load_model, save_adapter, verify_adapter
-from cachelora.train.validation import objective
+from cachelora.train.validation import best_of, objective
 
 _log = logging.getLogger(__name__)
 
@@ -196,10 +196,13 @@ def merge_adapters(
     def score(entry: Mapping[str, Any]) -> tuple[float, float, float]:
         return objective(entry["validation"], before, most_lost)
 
-    best = max([attempt(weights, density) for weights, density in _grid(settings, adapters)], key=score)
+    def best_tried(entries: list[dict[str, Any]]) -> dict[str, Any]:
+        return entries[best_of({number: score(entry) for number, entry in enumerate(entries)})]
+
+    best = best_tried([attempt(weights, density) for weights, density in _grid(settings, adapters)])
     for name in adapters if settings.factors else ():
         others = [best["weights"] | {name: best["weights"][name] * factor} for factor in settings.factors]
-        best = max([best, *(attempt(weights, best["density"]) for weights in others)], key=score)
+        best = best_tried([best, *(attempt(weights, best["density"]) for weights in others)])
     if score(best) < objective(before, before, most_lost):
         _log.warning("no merge was better than the base model: look at the adapters and the weights")
     if best is not tried[-1]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from cachelora.train.validation import METRICS, objective
+from cachelora.train.validation import METRICS, TIE, best_of, objective
 
 
 def sweep_table(
@@ -53,7 +53,9 @@ def sweep_table(
                 "score": objective(found, base, most_lost),
             }
         )
-    return pd.DataFrame(rows).sort_values("score", ascending=False, ignore_index=True).drop(columns="score")
+    best = rows.pop(best_of({number: row["score"] for number, row in enumerate(rows)}))
+    rows.sort(key=lambda row: row["score"], reverse=True)
+    return pd.DataFrame([best, *rows]).drop(columns="score")
 
 
 def _kept(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -106,7 +108,8 @@ def sweep_report(table: pd.DataFrame, base_name: str) -> str:
     return (
         f"# Sweep on {base_name}\n\n"
         "Validation split only; the first row is chosen. Order: no mean positive similarity too far below the base "
-        "model's, then the mean of AP and P-CHR AUC over the domains, then the margin.\n\n"
+        "model's, then the mean of AP and P-CHR AUC over the domains; of those within "
+        f"{TIE} of the best in that mean, the one with the largest margin comes first.\n\n"
         + shown.round(4).to_markdown(index=False)
         + "\n"
     )

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ from cachelora.models import score_triplets
 from cachelora.schemas import TRIPLETS
 
 _log = logging.getLogger(__name__)
+
+# Means of AP and P-CHR AUC that differ by less are a tie. The standard error of the difference of two epochs of the
+# default run is about that, see docs/recipe.md.
+TIE = 0.002
 
 METRICS = {
     "ap": average_precision,
@@ -92,7 +96,7 @@ def objective(metrics: Mapping[str, Any], base: Mapping[str, Any], most_lost: fl
 
     First, nothing is taken whose mean positive similarity lies further below the base model's than allowed: such a
     model needs another threshold than the one that a cache has. Then the mean of AP and P-CHR AUC, over all domains and
-    `general` alike; then the margin.
+    `general` alike; then the margin. What is a tie, :func:`best_of` says.
 
     Parameters
     ----------
@@ -104,10 +108,48 @@ def objective(metrics: Mapping[str, Any], base: Mapping[str, Any], most_lost: fl
     Returns
     -------
     tuple of float
-        To be compared entry by entry.
+        The similarity lost beyond what may be (0 or less), the mean of AP and P-CHR AUC, the margin.
     """
     lost = base["positive_similarity"] - metrics["positive_similarity"]
     return (min(0.0, most_lost - lost), (metrics["ap"] + metrics["p_chr_auc"]) / 2, metrics["margin"])
+
+
+def in_the_running(scores: Mapping[Any, tuple[float, float, float]]) -> dict[Any, tuple[float, float, float]]:
+    """Return what may be the best, now or once others have come; what is left out never will be.
+
+    Parameters
+    ----------
+    scores : mapping
+        What :func:`objective` returns, by name.
+
+    Returns
+    -------
+    dict
+        The part of `scores` within :data:`TIE` of the best mean of AP and P-CHR AUC.
+    """
+    least_lost = max(lost for lost, _, _ in scores.values())
+    left = {name: score for name, score in scores.items() if score[0] == least_lost}
+    enough = max(mean for _, mean, _ in left.values()) - TIE
+    return {name: score for name, score in left.items() if score[1] >= enough}
+
+
+def best_of(scores: Mapping[Any, tuple[float, float, float]]) -> Any:
+    """Return the name of the best: the one with the largest margin of those that validation cannot tell apart.
+
+    The margin is what is left to a threshold that was chosen on other queries.
+
+    Parameters
+    ----------
+    scores : mapping
+        What :func:`objective` returns, by name.
+
+    Returns
+    -------
+    hashable
+        A key of `scores`; of equals, the first.
+    """
+    left = in_the_running(scores)
+    return max(left, key=lambda name: left[name][2])
 
 
 class Clock:
@@ -177,9 +219,10 @@ class Validation(BaseEvaluator):
 
 
 class BestCheckpoint(TrainerCallback):
-    """Keeps the trained weights of the evaluation that :func:`objective` puts first.
+    """Keeps the trained weights of the evaluation that :func:`best_of` chooses.
 
-    The weights of an adapter are small, so they stay in memory. The base model at step 0 is not a candidate.
+    The weights of an adapter are small, so those that may still be chosen stay in memory. The base model at step 0 is
+    not a candidate.
 
     Parameters
     ----------
@@ -204,14 +247,18 @@ class BestCheckpoint(TrainerCallback):
         self._parameters = parameters
         self._validation = validation
         self._most_lost = most_lost
-        self._weights: dict[str, torch.Tensor] = {}
-        self._best: Sequence[float] = ()
-        self.step = 0
+        self._weights: dict[int, dict[str, torch.Tensor]] = {}
+        self._scores: dict[int, tuple[float, float, float]] = {}
         self.clock = Clock(validation)
         self.history: list[dict[str, Any]] = []
 
+    @property
+    def step(self) -> int:
+        """The step whose weights are the best so far."""
+        return best_of(self._scores)
+
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        """Keep the weights if they are the best so far."""
+        """Keep the weights if they may be the best, and drop those that no longer may."""
         if self.history and self.history[-1]["step"] == state.global_step:
             return
         found = {name: metrics[f"eval_{name}"] for name in METRICS}
@@ -226,10 +273,12 @@ class BestCheckpoint(TrainerCallback):
         )  # fmt: skip
         if state.global_step == 0:
             return
-        score = objective(found, self.history[0], self._most_lost)
-        if score > tuple(self._best):
-            self._best, self.step = score, state.global_step
-            self._weights = {name: value.detach().cpu().clone() for name, value in self._parameters.items()}
+        self._scores[state.global_step] = objective(found, self.history[0], self._most_lost)
+        self._weights[state.global_step] = {
+            name: value.detach().cpu().clone() for name, value in self._parameters.items()
+        }
+        self._scores = in_the_running(self._scores)
+        self._weights = {step: self._weights[step] for step in self._scores}
 
     def finish(self, state: Any) -> None:
         """Evaluate the last step, unless that was done."""
@@ -239,10 +288,10 @@ class BestCheckpoint(TrainerCallback):
 
     def restore(self) -> None:
         """Put the kept weights back into the model."""
-        if self._best < objective(self.history[0], self.history[0], self._most_lost):
+        if self._scores[self.step] < objective(self.history[0], self.history[0], self._most_lost):
             _log.warning("no evaluation was better than the model at the start: look at data and learning rate")
         with torch.no_grad():
-            for name, value in self._weights.items():
+            for name, value in self._weights[self.step].items():
                 self._parameters[name].copy_(value)
 
     def save(self, folder: str | Path) -> None:
@@ -253,10 +302,12 @@ class BestCheckpoint(TrainerCallback):
         folder : str or Path
             The checkpoint's folder.
         """
-        if self._weights:
-            save_file(self._weights, Path(folder, "best.safetensors"))
+        # A number has no slash in it, so step and name come apart again.
+        weights = {f"{step}/{name}": value for step, kept in self._weights.items() for name, value in kept.items()}
+        if weights:
+            save_file(weights, Path(folder, "best.safetensors"))
         seconds = self.clock.seconds, self.clock.validating
-        kept = {"step": self.step, "score": self._best, "history": self.history, "seconds": seconds}
+        kept = {"scores": list(self._scores.items()), "history": self.history, "seconds": seconds}
         write_json(Path(folder, "best.json"), kept)
 
     def load(self, folder: str | Path) -> None:
@@ -268,7 +319,11 @@ class BestCheckpoint(TrainerCallback):
             The checkpoint's folder.
         """
         kept = read_json(Path(folder, "best.json"))
-        self.step, self._best, self.history = kept["step"], tuple(kept["score"]), kept["history"]
+        self.history = kept["history"]
         self.clock.go_on_from(*kept["seconds"])
-        if self.step:
-            self._weights = load_file(Path(folder, "best.safetensors"))
+        self._scores = {step: tuple(score) for step, score in kept["scores"]}
+        self._weights = {step: {} for step in self._scores}
+        if self._scores:
+            for key, value in load_file(Path(folder, "best.safetensors")).items():
+                step, name = key.split("/", 1)
+                self._weights[int(step)][name] = value
