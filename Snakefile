@@ -8,6 +8,7 @@ configfile: "config/domains.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/resources.smk"
 include: "workflow/rules/queries.smk"
 include: "workflow/rules/augment.smk"
 include: "workflow/rules/testset.smk"

@@ -15,8 +15,9 @@ rule augment_recorded:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=memory(2048, 30),
+        runtime=minutes(30, 1),
+        disk_mb=disk(1000),
     params:
         settings=section("augment"),
         engine={"type": "recorded"},
@@ -49,10 +50,12 @@ rule augment_llamacpp:
         "../../envs/augment-llamacpp.yaml"
     threads: 8
     resources:
-        mem_mb=8000,
-        runtime=480,
+        mem_mb=memory(16384, 2),
+        runtime=minutes(480),
+        disk_mb=disk(5000),
         gpu=1,
         gpu_manufacturer="nvidia",
+        gpu_memory_mb=8192,
         llm_slots=at_once,
     params:
         settings=section("augment"),
@@ -75,10 +78,12 @@ use rule augment_llamacpp as augment_vllm with:
     conda:
         "../../envs/augment-vllm.yaml"
     resources:
-        mem_mb=32000,
-        runtime=480,
+        mem_mb=memory(32768, 2),
+        runtime=minutes(480),
+        disk_mb=disk(40000),
         gpu=lambda wildcards: settings.engine_of(wildcards.domain).gpus,
         gpu_manufacturer="nvidia",
+        gpu_memory_mb=24576,
         llm_slots=0,
     message:
         "Augmenting {wildcards.domain}, shard {wildcards.shard}, with vLLM (progress: {log})."
@@ -93,8 +98,9 @@ use rule augment_llamacpp as augment_openai with:
     # The server has the GPU, where there is one.
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=480,
+        mem_mb=memory(2048, 30),
+        runtime=minutes(480),
+        disk_mb=disk(1000),
         llm_slots=at_once,
     message:
         "Augmenting {wildcards.domain}, shard {wildcards.shard}, by a server (progress: {log})."
@@ -129,8 +135,9 @@ rule augment_gather:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=memory(2048, 30),
+        runtime=minutes(30, 1),
+        disk_mb=disk(1000),
     params:
         what="augmented",
         code=stage_code("gather"),

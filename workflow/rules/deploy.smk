@@ -14,8 +14,9 @@ rule deploy:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory(4096, 5),
+        runtime=minutes(60, 1),
+        disk_mb=disk(3000),
     params:
         base=base_model,
         batch_size=settings.evaluate.batch_size,

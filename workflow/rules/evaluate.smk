@@ -15,8 +15,9 @@ rule evaluate_base:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory(4096, 60),
+        runtime=minutes(60, 5),
+        disk_mb=disk(2000),
     params:
         settings=section("evaluate"),
         base=base_model,
@@ -50,8 +51,9 @@ rule evaluate:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory(4096, 60),
+        runtime=minutes(60, 5),
+        disk_mb=disk(2000),
     params:
         settings=section("evaluate"),
         base=base_model,

@@ -13,8 +13,9 @@ rule filter:
         "../../envs/train.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=memory(4096, 60),
+        runtime=minutes(120, 5),
+        disk_mb=disk(2000),
     params:
         settings=section("filter"),
         base=settings.base_models[settings.filter_base_model].model_dump(mode="json"),

@@ -13,8 +13,9 @@ rule hybrid:
         "../../envs/train.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory(4096, 60),
+        runtime=minutes(60, 5),
+        disk_mb=disk(2000),
     params:
         settings=hybrid,
         models=hybrid_models,

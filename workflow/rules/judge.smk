@@ -15,8 +15,9 @@ rule judge_recorded:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=memory(2048, 30),
+        runtime=minutes(30, 1),
+        disk_mb=disk(1000),
     params:
         settings=section("judge"),
         shards=settings.augment.shards,
@@ -41,10 +42,12 @@ use rule judge_recorded as judge_cross_encoder with:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        mem_mb=8000,
-        runtime=240,
+        mem_mb=memory(16384, 2),
+        runtime=minutes(240),
+        disk_mb=disk(5000),
         gpu=1,
         gpu_manufacturer="nvidia",
+        gpu_memory_mb=8192,
     params:
         settings=section("judge"),
         shards=settings.augment.shards,
@@ -66,10 +69,12 @@ use rule judge_recorded as judge_llamacpp with:
         "../../envs/augment-llamacpp.yaml"
     threads: 8
     resources:
-        mem_mb=8000,
-        runtime=480,
+        mem_mb=memory(16384, 2),
+        runtime=minutes(480),
+        disk_mb=disk(5000),
         gpu=1,
         gpu_manufacturer="nvidia",
+        gpu_memory_mb=8192,
         llm_slots=lambda wildcards: judge_engine().at_once,
     params:
         settings=section("judge"),
@@ -91,10 +96,12 @@ use rule judge_llamacpp as judge_vllm with:
     conda:
         "../../envs/augment-vllm.yaml"
     resources:
-        mem_mb=32000,
-        runtime=480,
+        mem_mb=memory(32768, 2),
+        runtime=minutes(480),
+        disk_mb=disk(40000),
         gpu=lambda wildcards: judge_engine().gpus,
         gpu_manufacturer="nvidia",
+        gpu_memory_mb=24576,
         llm_slots=0,
     message:
         "Judging the texts of {wildcards.domain}, shard {wildcards.shard}, with vLLM (progress: {log})."
@@ -109,8 +116,9 @@ use rule judge_llamacpp as judge_openai with:
     # The server has the GPU, where there is one.
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=480,
+        mem_mb=memory(2048, 30),
+        runtime=minutes(480),
+        disk_mb=disk(1000),
         llm_slots=lambda wildcards: judge_engine().at_once,
     message:
         "Judging the texts of {wildcards.domain}, shard {wildcards.shard}, by a server (progress: {log})."

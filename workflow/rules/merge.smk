@@ -15,8 +15,9 @@ rule merge:
         "../../envs/train.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory(4096, 5),
+        runtime=minutes(60, 1),
+        disk_mb=disk(2000),
     params:
         settings=lambda wildcards: settings.merges[wildcards.model].model_dump(
             mode="json"

@@ -17,8 +17,9 @@ rule replay:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory(4096, 60),
+        runtime=minutes(60, 5),
+        disk_mb=disk(2000),
     params:
         settings=section("replay"),
         evaluate=section("evaluate"),

@@ -71,6 +71,11 @@ rule report:
     localrule: True
     conda:
         "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2048, 30),
+        runtime=minutes(30, 1),
+        disk_mb=disk(1000),
     params:
         settings=section("evaluate"),
         threshold_confidence=settings.thresholds.confidence,

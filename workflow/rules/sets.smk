@@ -9,8 +9,9 @@ rule sets:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory(2048, 30),
+        runtime=minutes(60, 1),
+        disk_mb=disk(2000),
     params:
         settings=lambda wildcards: settings.sets[wildcards.set].model_dump(
             include={"source", "sha256"}

@@ -14,8 +14,9 @@ rule sweep:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=memory(4096),
+        runtime=minutes(30),
+        disk_mb=disk(1000),
     params:
         trials=settings.trial_changes,
         recipe=section("train"),

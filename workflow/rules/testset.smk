@@ -16,8 +16,9 @@ rule testset_from_file:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=memory(2048, 30),
+        runtime=minutes(30, 1),
+        disk_mb=disk(1000),
     params:
         max_reject_share=settings.queries.max_reject_share,
         frozen=lambda wildcards: frozen(settings.domains[wildcards.domain].test),
@@ -50,8 +51,9 @@ rule testset_from_split:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=memory(2048, 30),
+        runtime=minutes(30, 1),
+        disk_mb=disk(1000),
     params:
         source=lambda wildcards: settings.domains[wildcards.domain].queries,
         settings=section("testset"),

@@ -14,8 +14,9 @@ rule thresholds:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=memory(2048, 30),
+        runtime=minutes(30, 1),
+        disk_mb=disk(1000),
     params:
         settings=section("thresholds"),
         code=stage_code("thresholds"),

@@ -17,10 +17,12 @@ rule train:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        mem_mb=8000,
-        runtime=240,
+        mem_mb=memory(16384, 10),
+        runtime=minutes(240, 5),
+        disk_mb=disk(5000),
         gpu=lambda wildcards: trained[wildcards.model].train.processes,
         gpu_manufacturer="nvidia",
+        gpu_memory_mb=8192,
     params:
         settings=lambda wildcards: trained[wildcards.model].train.model_dump(
             mode="json"

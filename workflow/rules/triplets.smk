@@ -15,8 +15,9 @@ rule triplets:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory(4096, 60),
+        runtime=minutes(60, 2),
+        disk_mb=disk(2000),
     params:
         settings=section("triplets"),
         source=lambda wildcards: settings.domains[wildcards.domain].queries,
