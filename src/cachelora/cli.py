@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -214,6 +215,11 @@ def _evaluate(
     descriptions = {name: entry.description for name, entry in config.sets.items()}
     for title, head, rows in set_tables(table, descriptions, config.evaluate.false_hit_budget):
         print_table(title, head, rows)
+    share, budget = config.evaluate.confidence, config.evaluate.false_hit_budget
+    print(
+        f"In brackets: {share:.0%} intervals; *: that of the change does not hold 0. Of fewer than {ceil(1 / budget)} "
+        f"pairs with another answer, {budget:.0%} false hits are none at all."
+    )
     if output is not None:
         write_measured(output, table)
 

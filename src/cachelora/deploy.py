@@ -61,7 +61,7 @@ def deploy_model(
         If the base model or the adapter is not what it should be, or the saved model's embeddings differ from the
         adapter's.
     """
-    model = load_model(base, adapter)
+    model = load_model(base, adapter, folded=False)
     expected = encode_texts(model, probes, batch_size)
     # A second, plain copy takes the merged weights: the one with the adapter has other layers in it.
     plain = load_model(base, None)

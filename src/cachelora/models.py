@@ -185,7 +185,11 @@ def foreign_adapter(source: str) -> Path:
 
 
 def load_model(
-    settings: BaseModelSource, adapter: str | Path | None, device: str | None = "cpu", foreign: bool = False
+    settings: BaseModelSource,
+    adapter: str | Path | None,
+    device: str | None = "cpu",
+    foreign: bool = False,
+    folded: bool = True,
 ) -> "SentenceTransformer":
     """Load a base model, as it is, with an adapter, or with the weights of a full fine-tune.
 
@@ -199,6 +203,8 @@ def load_model(
         Where it computes. Only a job that has asked for a GPU may pass None: the GPU if there is one.
     foreign : bool
         Whether the adapter is a source for :func:`foreign_adapter`, which needs no manifest.
+    folded : bool
+        Whether the adapter's update is added to the weights, so that an encoding takes no longer than the base model's.
 
     Returns
     -------
@@ -239,12 +245,23 @@ def load_model(
             else:
                 model.load_adapter(str(adapter))
                 check_all_loaded(model, adapter)
+                if folded:
+                    _fold(model)
         except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
             first = str(error).strip().partition("\n")[0]
             raise DamagedError(
                 str(adapter), f"it does not fit {settings.source} ({first})", "Use the base model it was trained on"
             ) from error
     return model
+
+
+def _fold(model: "SentenceTransformer") -> None:
+    """Add the update of an adapter to the weights below it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
 
 
 def verify_adapter(settings: BaseModelSource, folder: str | Path, required: Sequence[str] = ADAPTER_FILES) -> None:
