@@ -122,7 +122,7 @@ def test_an_llm_is_on_the_gpu(cluster):
     jobs = cluster.jobs()
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
     asked = [job for job in jobs if cluster.rule_of(job) == "augment_llamacpp"]
-    assert len(asked) == 2 and all(on_the_gpu(job) for job in asked)
+    assert len(asked) == 1 and all(on_the_gpu(job) for job in asked)
     assert all(on_no_gpu(job) for job in jobs if job not in asked)
 
 
@@ -131,7 +131,12 @@ def test_a_job_that_ran_out_of_memory_gets_more(cluster):
     target = "results/tiny/queries/medical.parquet"
     cluster.run(*TINY, "--set-resources", "queries:mem_mb=64 * 8 ** (attempt - 1)", "--", target)
     jobs = [job for job in cluster.jobs() if cluster.rule_of(job) == "queries"]
-    assert [job["JobState"] for job in jobs] == ["OUT_OF_MEMORY", "COMPLETED"], jobs
+    # Without cgroups Slurm has no state of its own for it; the job's log says it.
+    assert [job["JobState"] for job in jobs] == ["FAILED", "COMPLETED"], jobs
+    assert (
+        "exceeded memory limit"
+        in (cluster.folder / f"logs/slurm/rule_queries/medical/{jobs[0]['JobId']}.log").read_text()
+    )
     assert [re.search(r"mem=(\d+)M", job["TRES"])[1] for job in jobs] == ["64", "512"]
     assert (cluster.folder / target).is_file()
 

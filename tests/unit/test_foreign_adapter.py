@@ -129,3 +129,4 @@ def test_the_command_shows_base_model_and_adapter_side_by_side(adapter, tmp_path
     assert len(margin) == 10
     base, changed, difference = float(margin[1]), float(margin[4]), float(margin[7])
     assert difference == pytest.approx(changed - base, abs=2e-3)
+    assert "In brackets: 95% intervals" in said.out

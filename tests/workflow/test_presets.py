@@ -1,10 +1,13 @@
 """Every preset is planned, and what is wrong with a configuration or a file is said in a line or two."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from itertools import pairwise
 
 import pytest
@@ -232,6 +235,90 @@ def test_environments_hold_the_pinned_versions():
             name, version = requirement.split("==")
             which = "vllm" if path.stem == "augment-vllm" else "workflow"
             assert pins[name][which] == version, f"{path.name}: {name}"
+
+
+# Makes as if some modules were not installed.
+HIDE = """
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+hidden = {}
+PathFinder.find_spec = classmethod(
+    lambda cls, name, *where, **more: None if name.partition(".")[0] in hidden else find(name, *where, **more)
+)
+"""
+
+
+def rules_by_environment():
+    """Return the scripts that run in each environment."""
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+    rules, scripts = {}, {}
+    pattern = r"^(?:rule (\w+)|use rule (\w+) as (\w+) with):\n(.*?)(?=^rule |^use rule |\Z)"
+    for name, origin, copy, body in re.findall(pattern, text, flags=re.MULTILINE | re.DOTALL):
+        environment = re.search(r"envs/([\w-]+)\.yaml", body)
+        script = re.search(r"scripts/(\w+)\.py", body)
+        inherited = rules.get(origin, (None, None))
+        rules[name or copy] = (environment[1] if environment else inherited[0], script[1] if script else inherited[1])
+    for environment, script in rules.values():
+        scripts.setdefault(environment, set()).add(script)
+    return scripts
+
+
+def required(distribution, found):
+    """Collect the distributions that one needs, by their names as an index spells them."""
+    name = re.sub(r"[-_.]+", "-", distribution).lower()
+    if name in found:
+        return
+    found.add(name)
+    try:
+        requirements = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return
+    for requirement in requirements:
+        if "extra ==" not in requirement:
+            required(re.match(r"[\w.-]+", requirement)[0], found)
+
+
+@pytest.mark.parametrize("environment", sorted(path.stem for path in (ROOT / "envs").glob("*.yaml")))
+def test_scripts_import_nothing_that_their_environment_lacks(environment):
+    listed = yaml.safe_load((ROOT / f"envs/{environment}.yaml").read_text())["dependencies"][-1]["pip"]
+    there = {"cachelora"}
+    for line in listed:
+        required(line.split("==")[0], there)
+    modules = metadata.packages_distributions()
+    lacking = sorted(
+        module
+        for module, distributions in modules.items()
+        if not {re.sub(r"[-_.]+", "-", name).lower() for name in distributions} & there
+        # Test runners and installers hook into every process.
+        and module.isidentifier()
+        and not {"setuptools", "pip", "pytest", "coverage"} & set(distributions)
+    )
+    assert "hypothesis" in lacking
+    scripts = [f"workflow/scripts/{name}.py" for name in sorted(rules_by_environment()[environment])]
+    imported = {
+        module
+        for path in scripts
+        for module in re.findall(r"^from (cachelora[\w.]*) import ", (ROOT / path).read_text(), flags=re.MULTILINE)
+    }
+    assert len(imported) > 2
+    code = "\n".join([HIDE.format(lacking), *map("import {}".format, sorted(imported))])
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_environment_gets_the_library_itself(workflow, tmp_path):
+    environments = sorted((ROOT / "envs").glob("*.yaml"))
+    scripts = [path.with_name(f"{path.stem}.post-deploy.sh").read_text() for path in environments]
+    assert len(set(scripts)) == 1
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    path = os.pathsep.join([str(tmp_path / "venv/bin"), os.environ["PATH"]])
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, workflow.folder)
+    subprocess.run(["bash", "-c", scripts[0]], cwd=workflow.folder, env=os.environ | {"PATH": path}, check=True)
+    found = subprocess.check_output(
+        ["python", "-c", "import cachelora; print(cachelora.__file__)"], cwd="/", env={"PATH": path}
+    )
+    assert str(tmp_path / "venv").encode() in found
 
 
 def test_augmentation_needs_nothing_that_vllms_environment_lacks():
