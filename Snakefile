@@ -37,6 +37,11 @@ localrules:
     all,
 
 
+# Each failed job of this run once, with the end of its log.
+onerror:
+    cachelora(["jobs", logs_folder, "--failed", "--since", run_started])
+
+
 rule all:
     default_target: True
     input:

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fitted.add_argument("--check", type=_cosine, help="a threshold in use: exit code 1 if it breaks the budget")
     shown = commands.add_parser("table", help="print the overviews of a finished run")
     shown.add_argument("file", nargs="?", default="results/benchmark.parquet", help="default: %(default)s")
+    watched = commands.add_parser("jobs", help="see which jobs run, where, and which have failed")
+    watched.add_argument("logs", nargs="?", default="logs", help="the folder of the logs; default: %(default)s")
+    watched.add_argument("--failed", action="store_true", help="show the last lines of the log of each failed job")
+    watched.add_argument("--lines", type=_positive, default=10, help="how many of them (default: %(default)s)")
+    watched.add_argument("--since", type=_time, help="leave out jobs started before, such as 2026-01-31T09:30")
     cost = commands.add_parser("estimate", help="ask an LLM a handful of queries, and say what the log will take")
     cost.add_argument("--domain", action="append", help="a domain; by default all with a live engine")
     cost.add_argument("--queries", type=_positive, default=16, help="how many of each are asked (default: 16)")
@@ -94,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _evaluate([CONFIG, *chosen.configfile], chosen.base, chosen.adapter, chosen.set, chosen.output)
         elif chosen.command == "threshold":
             return _threshold([CONFIG, *chosen.configfile], chosen)
+        elif chosen.command == "jobs":
+            return _jobs(chosen)
         elif chosen.command == "table":
             _table(chosen.file)
         elif chosen.command == "compare":
@@ -171,6 +179,14 @@ def _cosine(text: str) -> float:
     if not -1 <= number <= 1:
         raise argparse.ArgumentTypeError("it must be between -1 and 1")
     return number
+
+
+def _time(text: str) -> datetime:
+    """Read a point in time; one without an offset is of this machine's time zone."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise argparse.ArgumentTypeError("it must be a time such as 2026-01-31T09:30") from None
 
 
 def _estimate(configfiles: Sequence[str], domains: Sequence[str] | None, queries: int, threads: int) -> None:
@@ -295,6 +311,22 @@ def _threshold(configfiles: Sequence[str], chosen: argparse.Namespace) -> int:
         rows.append([f"{budget:.2%}", f"{found.rate:.4f} [{found.low:.4f}, {found.high:.4f}]", found.verdict])
     print_table(f"The threshold {chosen.check:g} on {chosen.set}", ("budget", "false-hit rate", "verdict"), rows)
     return broken
+
+
+def _jobs(chosen: argparse.Namespace) -> int:
+    """Print what jobs do, or the end of each log of a failed one; return 1 if there are failures."""
+    from cachelora.jobs import JOBS_HEAD, STAGES_HEAD, failure_lines, job_rows, read_jobs, stage_rows
+    from cachelora.terminal import print_table
+
+    jobs = read_jobs(chosen.logs, chosen.since)
+    if chosen.failed:
+        print("\n".join(failure_lines(jobs, chosen.lines)), flush=True)
+    else:
+        print_table(f"{len(jobs)} jobs under {chosen.logs}", STAGES_HEAD, stage_rows(jobs))
+        rows = job_rows(jobs)
+        if rows:
+            print_table("Not done", JOBS_HEAD, rows)
+    return any(job.failed for job in jobs)
 
 
 def _table(path: str) -> None:

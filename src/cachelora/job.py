@@ -3,15 +3,29 @@
 import faulthandler
 import logging
 import os
+import re
+import resource
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cachelora.errors import CacheloraError
+
+# The job's id in what started it, by the variable that says it.
+_SCHEDULERS = {
+    "slurm": "SLURM_JOB_ID",
+    "aws-batch": "AWS_BATCH_JOB_ID",
+    "google-batch": "BATCH_JOB_ID",
+    "lsf": "LSB_JOBID",
+    "pbs": "PBS_JOBID",
+    "sge": "JOB_ID",
+}
 
 
 @contextmanager
@@ -19,7 +33,8 @@ def logged(log: str | Path) -> Iterator[None]:
     """Send everything that a job says to its log file, and end it with a message where it fails.
 
     An error that the user can mend ends the process with exit code 1 and one line on the terminal and in the log; any
-    other error also leaves its traceback in the log.
+    other error also leaves its traceback in the log. The log's first line says where the job runs, its last one how it
+    ended, both in a form that :mod:`cachelora.jobs` reads; a job that was killed has no last line.
 
     Parameters
     ----------
@@ -35,6 +50,15 @@ def logged(log: str | Path) -> Iterator[None]:
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
         faulthandler.enable(stream)
+        started, process, ending = time.monotonic(), f"{os.getpid()}.{process_start(os.getpid())}", "failed"
+        places = {name: os.environ[variable] for name, variable in _SCHEDULERS.items() if os.environ.get(variable)}
+        _mark(
+            "started",
+            host=socket.gethostname(),
+            process=process,
+            scheduler=",".join(f"{name}:{number}" for name, number in places.items()) or "none",
+            devices=os.environ.get("CUDA_VISIBLE_DEVICES", "not-set") or "none",
+        )
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
         )
@@ -50,13 +74,53 @@ def logged(log: str | Path) -> Iterator[None]:
             _tell(terminal, f"ERROR {type(error).__name__}: {error} (the traceback is in {path})")
             traceback.print_exc()
         else:
+            ending = "done"
             return
         finally:
             logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
             faulthandler.disable()
+            _mark(
+                ending,
+                process=process,
+                after=f"{time.monotonic() - started:.1f}s",
+                peak_memory=f"{_peak_memory_mb()}MiB",
+            )
     sys.exit(1)
+
+
+def process_start(pid: int) -> str:
+    """Return when a process started, in a form that only says whether two processes with one id are the same.
+
+    Parameters
+    ----------
+    pid : int
+        The number of a process of this machine.
+
+    Returns
+    -------
+    str
+        Clock ticks since the machine's start; "0" if there is no such process, or no /proc to ask.
+    """
+    fields = _stat(pid)
+    # A zombie has ended; only its parent has not asked yet.
+    return fields[19] if fields and fields[0] != "Z" else "0"
+
+
+def _mark(event: str, **about: str) -> None:
+    """Write a line that people and :mod:`cachelora.jobs` read."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    # What the environment says is data: no blank or control character of it may end a value.
+    words = " ".join(f"{key}={re.sub(r'[^!-~]', '_', value)}" for key, value in about.items())
+    print(f"[job] {event} {now} {words}", flush=True)
+
+
+def _peak_memory_mb() -> int:
+    """Return the most memory that this process or one that it waited for has held."""
+    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    # In KiB on Linux.
+    return round(max(resource.getrusage(user).ru_maxrss for user in users) / 1024)
 
 
 def _tell(terminal: int, line: str) -> None:
@@ -96,8 +160,14 @@ def _command_line(pid: int) -> list[bytes]:
 
 def _parent(pid: int) -> int:
     """Return the parent of a process; 0 if it cannot be read."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _stat(pid: int) -> list[str]:
+    """Return what the kernel says of a process from its state on; nothing if it cannot be read."""
     try:
-        # After the name, which is in brackets and may hold anything: the state and the parent.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        # After the name, which is in brackets and may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0
+        return []

@@ -1,9 +1,11 @@
 """The checked configuration, and what the rules ask of it."""
 
+from datetime import datetime
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from cachelora.cli import main as cachelora
 from cachelora.code import code_digest
 from cachelora.config import parse as parse_config
 from cachelora.errors import CacheloraError, InputError
@@ -81,6 +83,9 @@ try:
                 )
 except CacheloraError as error:
     raise WorkflowError(str(error)) from None
+
+run_started = datetime.now().isoformat()
+logs_folder = settings.pathvars.get("logs", "logs")
 
 MODEL_FILES = (
     "adapter_model.safetensors",
