@@ -9,6 +9,7 @@ from cachelora.augment.recorded import Recorded
 from cachelora.augment.shard import Shard, shard_queries
 from cachelora.config import Augment, engine_settings
 from cachelora.files import read_table, write_json, write_table, write_text
+from cachelora.gpus import lease
 from cachelora.job import logged
 from cachelora.schemas import AUGMENTED, QUERIES
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 if __name__ == "__main__":
-    with logged(snakemake.log[0]):
+    # Snakemake lowers the resource to what the profile allows; vLLM needs as many as it divides the model over.
+    gpus = snakemake.params.engine.get("gpus", 1) if snakemake.resources.get("gpu") else 0
+    with logged(snakemake.log[0]), lease(gpus):
         settings = Augment(**snakemake.params.settings)
         domain, number = snakemake.wildcards.domain, int(snakemake.wildcards.shard)
         queries = shard_queries(read_table(snakemake.input.queries, QUERIES), number, settings.shards)

@@ -8,6 +8,7 @@ from cachelora.augment import query_live
 from cachelora.augment.engine import make_engine
 from cachelora.config import Judge, engine_settings
 from cachelora.files import read_table, write_table, write_text
+from cachelora.gpus import lease
 from cachelora.job import logged
 from cachelora.judge import Verdicts, pairs_to_judge, replay
 from cachelora.judge.prompt import JudgePrompts
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from snakemake.script import snakemake
 
 if __name__ == "__main__":
-    with logged(snakemake.log[0]):
+    # Snakemake lowers the resource to what the profile allows; vLLM needs as many as it divides the model over.
+    gpus = snakemake.params.engine.get("gpus", 1) if snakemake.resources.get("gpu") else 0
+    with logged(snakemake.log[0]), lease(gpus):
         settings, shards = Judge(**snakemake.params.settings), snakemake.params.shards
         domain, number = snakemake.wildcards.domain, int(snakemake.wildcards.shard)
         queries = read_table(snakemake.input.queries, QUERIES)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cachelora.config import BaseModelSource, Train
 from cachelora.files import write_json
+from cachelora.gpus import lease
 from cachelora.job import logged
 from cachelora.manifest import write_manifest
 from cachelora.models import base_digest
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 # Data-parallel processes import this file again.
 if __name__ == "__main__":
-    with logged(snakemake.log[0]):
+    # Snakemake lowers the resource to what the profile allows; the training needs one for each of its processes.
+    gpus = snakemake.params.settings["processes"] if snakemake.resources.gpu else 0
+    with logged(snakemake.log[0]), lease(gpus):
         started = time.monotonic()
         settings, base = Train(**snakemake.params.settings), BaseModelSource(**snakemake.params.base)
         folder = Path(snakemake.output.model[0]).parent
