@@ -169,43 +169,39 @@ def test_an_error_under_the_lease_ends_it(machine):
 
 
 def test_no_two_processes_ever_hold_one_device(machine):
-    """Twelve processes with random wishes, of which some are killed; who finds its device marked by another says so."""
+    """Twelve processes with random wishes, some of which kill -9 themselves; whoever finds a device shared says so."""
     draw = random.Random(13)
     (machine / "marks").mkdir()
+    # A mark of a process that was killed stays; one of a process that lives is an offence.
     body = (
         f"marks = [{str(machine / 'marks')!r} + '/' + device for device in held]\n"
         "for mark in marks:\n"
-        "    # A mark of a process that was killed stays; one of a process that lives is an offence.\n"
         "    owner = open(mark).read() if os.path.exists(mark) else ''\n"
         "    if owner and os.path.exists('/proc/' + owner) and 'Z' not in open(f'/proc/{owner}/stat').read().split():\n"
         "        print('SHARED', mark, owner, flush=True)\n"
         "    open(mark, 'w').write(str(os.getpid()))\n"
         "print(*held, flush=True)\n"
-        "time.sleep({seconds})\n"
+        "time.sleep(SECONDS)\n"
         "for mark in marks:\n"
         "    if open(mark).read() != str(os.getpid()):\n"
         "        print('SHARED', mark, flush=True)\n"
+        "if KILLED:\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "for mark in marks:\n"
         "    os.remove(mark)\n"
     )
     wishes = [(draw.randint(1, 3), draw.uniform(0.05, 0.6), draw.random() < 0.3) for _ in range(12)]
+    assert {killed for *_, killed in wishes} == {True, False}
+    assert {number for number, *_ in wishes} == {1, 2, 3}
     processes = [
-        (hold(machine, number, body.replace("{seconds}", "60" if killed else str(seconds))), number, killed)
+        hold(machine, number, body.replace("SECONDS", str(seconds)).replace("KILLED", str(killed)))
         for number, seconds, killed in wishes
     ]
-    assert any(killed for *_, killed in wishes) and any(number > 1 for number, *_ in wishes)
-    # Those to be killed hold their devices first.
-    for process, number, killed in processes:
-        if killed:
-            held = devices_of(process)
-            process.kill()
-            process.wait()
-            assert len(held) == number
-    for process, number, killed in processes:
-        if not killed:
-            said, log = process.communicate(timeout=120)
-            assert process.returncode == 0, log
-            assert "SHARED" not in said
-            assert len(said.split()) == number
+    for process, (number, _, killed) in zip(processes, wishes, strict=True):
+        said, log = process.communicate(timeout=120)
+        assert process.returncode == (-9 if killed else 0), log
+        assert "SHARED" not in said
+        assert len(said.split()) == number
 
 
 def test_a_lock_of_another_user_can_be_taken_and_a_trap_cannot(machine):
