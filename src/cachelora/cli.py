@@ -315,14 +315,16 @@ def _threshold(configfiles: Sequence[str], chosen: argparse.Namespace) -> int:
 
 def _jobs(chosen: argparse.Namespace) -> int:
     """Print what jobs do, or the end of each log of a failed one; return 1 if there are failures."""
-    from cachelora.jobs import JOBS_HEAD, STAGES_HEAD, failure_lines, job_rows, read_jobs, stage_rows
+    from cachelora.jobs import JOBS_HEAD, STAGES_HEAD, failure_lines, job_rows, read_jobs, read_plan, stage_rows
     from cachelora.terminal import print_table
 
-    jobs = read_jobs(chosen.logs, chosen.since)
+    # Of a run that is under way or was the last one; other times have no plan.
+    plan = read_plan(chosen.logs) if chosen.since is None else None
+    jobs = read_jobs(chosen.logs, plan.started if plan else chosen.since)
     if chosen.failed:
         print("\n".join(failure_lines(jobs, chosen.lines)), flush=True)
     else:
-        print_table(f"{len(jobs)} jobs under {chosen.logs}", STAGES_HEAD, stage_rows(jobs))
+        print_table(f"{len(jobs)} jobs under {chosen.logs}", STAGES_HEAD, stage_rows(jobs, plan))
         rows = job_rows(jobs)
         if rows:
             print_table("Not done", JOBS_HEAD, rows)

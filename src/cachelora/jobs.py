@@ -10,16 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cachelora.errors import InputError
+from cachelora.files import read_json, write_json
 from cachelora.job import process_start
 from cachelora.terminal import plain
 
 DONE, FAILED, KILLED, RUNNING, UNKNOWN = "done", "failed", "killed", "running", "running or killed"
 STATES = (RUNNING, UNKNOWN, FAILED, KILLED, DONE)
-STAGES_HEAD = ("stage", *STATES)
+STAGES_HEAD = ("stage", "planned", *STATES, "left")
 JOBS_HEAD = ("state", "where", "since", "for", "log", "last line")
 _PART = 65536
 """Bytes that are read of a log's beginning and of its end; logs of trainings grow long."""
 _WIDEST = 300
+_PLAN = "plan.json"
 _MARK = re.compile(r"\[job\] (\w+) (\S+) (.*)")
 _LEASED = re.compile(r"^.* INFO cachelora\.gpus: leased (\S+)$", flags=re.MULTILINE)
 
@@ -63,6 +65,66 @@ class Job:
         return self.state in (FAILED, KILLED)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a run set out to do.
+
+    Parameters
+    ----------
+    started : datetime
+        When the run began.
+    stages : dict of str to int
+        How many jobs of each stage it has.
+    """
+
+    started: datetime
+    stages: dict[str, int]
+
+
+def write_plan(folder: str | Path, started: datetime, rules: Iterable[str]) -> None:
+    """Note what a run is about to do, for :func:`read_plan`.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder of the logs.
+    started : datetime
+        When the run began, with its time zone.
+    rules : iterable of str
+        The rule of each of its jobs. A rule is named after its stage, with a word behind it for variants.
+    """
+    stages = Counter(rule.partition("_")[0] for rule in rules)
+    write_json(Path(folder, _PLAN), {"started": started.isoformat(), "stages": dict(stages)})
+
+
+def read_plan(folder: str | Path) -> Plan | None:
+    """Read what the last run in a folder of logs set out to do.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder of the logs.
+
+    Returns
+    -------
+    Plan or None
+        None if no run has noted it there.
+
+    Raises
+    ------
+    InputError
+        If what is noted cannot be read.
+    """
+    path = Path(folder, _PLAN)
+    if not path.is_file():
+        return None
+    try:
+        noted = read_json(path)
+        return Plan(datetime.fromisoformat(noted["started"]), {name: int(n) for name, n in noted["stages"].items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(str(path), "it does not hold the plan of a run", "Delete it") from error
+
+
 def read_jobs(folder: str | Path, since: datetime | None = None) -> list[Job]:
     """Read the logs of a folder.
 
@@ -92,23 +154,46 @@ def read_jobs(folder: str | Path, since: datetime | None = None) -> list[Job]:
     return sorted(jobs, key=lambda job: (job.started, job.log))
 
 
-def stage_rows(jobs: Iterable[Job]) -> list[list[str]]:
-    """Count the jobs of each stage by state.
+def stage_rows(jobs: Sequence[Job], plan: Plan | None) -> list[list[str]]:
+    """Count the jobs of each stage by state, and guess how long the rest takes.
 
     Parameters
     ----------
-    jobs : iterable of Job
-        In any order; stages are listed in theirs.
+    jobs : sequence of Job
+        In any order; stages are listed in theirs, then those that have not begun.
+    plan : Plan or None
+        What the run set out to do; without it there is nothing to say of the rest.
 
     Returns
     -------
     list of list of str
-        Rows under `STAGES_HEAD`.
+        Rows under `STAGES_HEAD`. What is left of a stage is the mean time of its jobs that are done, times those that
+        are not, over the mean number of jobs at once so far: a guess, which knows nothing of what waits for what. The
+        last row, of the whole run, is left out without a plan, and says "at least" while some stage has no job done.
     """
     counts: dict[str, Counter[str]] = {}
     for job in jobs:
         counts.setdefault(job.stage, Counter())[job.state] += 1
-    return [[stage, *(str(found[state] or "–") for state in STATES)] for stage, found in counts.items()]  # noqa: RUF001
+    planned = plan.stages if plan else {}
+    elapsed = (datetime.now(UTC) - plan.started).total_seconds() if plan else 0.0
+    at_once = max(1.0, sum(job.seconds for job in jobs) / elapsed) if elapsed > 0 else 1.0
+    rows, whole, unknown = [], 0.0, False
+    for stage in dict.fromkeys([*counts, *planned]):
+        found = counts.get(stage, Counter())
+        rest = planned.get(stage, 0) - found[DONE]
+        took = [job.seconds for job in jobs if job.stage == stage and job.state == DONE]
+        left = ""
+        if rest > 0 and took:
+            seconds = rest * sum(took) / len(took) / at_once
+            whole += seconds
+            left = _duration(seconds)
+        unknown |= rest > 0 and not took
+        rows.append([stage, str(planned.get(stage, "")), *(str(found[state]) for state in STATES), left])
+    if plan:
+        total = sum(counts.values(), Counter())
+        left = ("at least " if unknown else "") + _duration(whole) if whole or unknown else ""
+        rows.append(["all", str(sum(planned.values())), *(str(total[state]) for state in STATES), left])
+    return rows
 
 
 def job_rows(jobs: Iterable[Job]) -> list[list[str]]:

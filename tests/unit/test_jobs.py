@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from cachelora.cli import main
+from cachelora.jobs import write_plan
 
 FAIL = "raise InputError('data/q.jsonl, line 3', 'not JSON', 'Mend it')"
 SLEEP = "print('half way', flush=True)\nimport time\ntime.sleep(60)"
@@ -46,6 +47,30 @@ def counts(shown):
     return {words[0]: words[1:] for line in table.splitlines() if len(words := line.split()) == 6}
 
 
+def test_a_plan_says_how_much_is_left(tmp_path, capsys):
+    """Of eight jobs of a stage two are done, which took a second each, one after the other."""
+    logs = tmp_path / "logs"
+    started = datetime.now().astimezone()
+    # Two of an earlier run, which do not count.
+    for name in ("x", "y"):
+        assert start(logs / f"queries/{name}.log", "print('read')").wait() == 0
+    time.sleep(max(0.0, 1.1 - (datetime.now().astimezone() - started).total_seconds()))
+    started = datetime.now().astimezone()
+    write_plan(logs, started, [*["queries"] * 8, "train", "train_full"])
+    for name in ("a", "b"):
+        assert start(logs / f"queries/{name}.log", "import time\ntime.sleep(1.5)").wait() == 0
+    code, shown, _ = jobs(capsys, logs)
+    assert code == 0
+    rows = {line.split()[0]: line.split() for line in shown.splitlines() if len(line.split()) > 5}
+    assert rows["queries"][1:7] == ["8", "0", "0", "0", "0", "2"]
+    assert 6 <= int(rows["queries"][7]) <= 12 and rows["queries"][8] == "s"
+    assert rows["train"][1:] == ["2", "0", "0", "0", "0", "0"]
+    assert rows["all"][1:] == ["10", "0", "0", "0", "0", "2", "at", "least", *rows["queries"][7:]]
+    (logs / "plan.json").write_text('{"started": 3}')
+    code, _, told = jobs(capsys, logs)
+    assert code == 1 and "plan.json: it does not hold the plan of a run" in told
+
+
 def test_jobs_are_counted_by_stage_and_those_not_done_are_placed(tmp_path, capsys):
     logs = tmp_path / "logs"
     running = start(logs / "train/b/m.log", SLEEP, SLURM_JOB_ID="42", CUDA_VISIBLE_DEVICES="GPU-a,GPU-b")
@@ -62,9 +87,9 @@ def test_jobs_are_counted_by_stage_and_those_not_done_are_placed(tmp_path, capsy
         code, shown, _ = jobs(capsys, logs)
         assert code == 1
         assert counts(shown) == {
-            "train": ["1", "–", "–", "1", "–"],  # noqa: RUF001
-            "queries": ["–", "–", "–", "–", "1"],  # noqa: RUF001
-            "benchmark": ["–", "–", "1", "–", "–"],  # noqa: RUF001
+            "train": ["1", "0", "0", "1", "0"],
+            "queries": ["0", "0", "0", "0", "1"],
+            "benchmark": ["0", "0", "1", "0", "0"],
         }
         listed = {
             line.split()[0]: line
@@ -94,7 +119,7 @@ def test_a_job_of_another_machine_without_an_end_is_running_or_killed(tmp_path, 
     os.utime(log, (now.timestamp() - 3600,) * 2)
     code, shown, _ = jobs(capsys, tmp_path)
     assert code == 0
-    assert counts(shown) == {"train": ["–", "1", "–", "–", "–"]}  # noqa: RUF001
+    assert counts(shown) == {"train": ["0", "1", "0", "0", "0"]}
     assert re.search(r"elsewhere, slurm:7, GPU 0 .* 2 h 5 min .* step 20 \(1 h 0 min ago\)", shown)
 
 

@@ -10,6 +10,7 @@ from cachelora.code import code_digest
 from cachelora.config import parse as parse_config
 from cachelora.errors import CacheloraError, InputError
 from cachelora.files import find_file
+from cachelora.jobs import write_plan
 from cachelora.testset import lock_key, read_lock
 
 
@@ -84,8 +85,15 @@ try:
 except CacheloraError as error:
     raise WorkflowError(str(error)) from None
 
-run_started = datetime.now().isoformat()
+run_started = datetime.now().astimezone()
 logs_folder = settings.pathvars.get("logs", "logs")
+
+
+def note_plan():
+    """Write down how many jobs of each stage the run has, for those who watch it."""
+    rules = [job.rule.name for job in workflow.dag.needrun_jobs() if job.rule.log]
+    write_plan(logs_folder, run_started, rules)
+
 
 if workflow.storage_settings.default_storage_provider is not None:
 
