@@ -49,19 +49,20 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         copy_workflow(Path(folder), arguments.domains, arguments.shards)
-        command = [sys.executable, "-m", "snakemake", "--configfile", "many.yaml", "--quiet", "all"]
-        command += ["-n"] if arguments.what == "plan" else ["--cores", str(arguments.jobs), "--scheduler", "greedy"]
+        command = [sys.executable, "-m", "snakemake", "--configfile", "many.yaml"]
+        plan, run = ["-n", "--quiet", "all"], ["--cores", str(arguments.jobs), "--scheduler", "greedy"]
+        command += plan if arguments.what == "plan" else run
         # All but the deployed folder, which no echo makes.
         command += ["--", "results/benchmark.csv", "results/benchmark.html"]
         started = time.monotonic()
-        result = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - started
     if result.returncode:
-        sys.exit(result.stdout[-5000:])
-    total = re.search(r"^total +(\d+)", result.stdout, re.MULTILINE)
+        sys.exit((result.stdout + result.stderr)[-5000:])
+    total = re.search(r"^total +(\d+)", result.stdout + result.stderr, re.MULTILINE)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    jobs = int(total[1]) if total else 0
-    print(f"{arguments.what}: {arguments.domains} domains, {arguments.shards} shards, {jobs} jobs: {seconds:.0f} s, {peak:.2f} GiB")
+    size = f"{arguments.domains} domains, {arguments.shards} shards, {total[1]} jobs"
+    print(f"{arguments.what}: {size}: {seconds:.0f} s, {peak:.2f} GiB")
 
 
 if __name__ == "__main__":
