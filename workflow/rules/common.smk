@@ -95,13 +95,6 @@ def note_plan():
     write_plan(logs_folder, run_started, rules)
 
 
-if workflow.storage_settings.default_storage_provider is not None:
-
-    def ensure(path, **checks):
-        """Return a path without its checks: for them Snakemake 9.27 wants an output in the bucket before it is sent."""
-        return path
-
-
 MODEL_FILES = (
     "adapter_model.safetensors",
     "adapter_config.json",
