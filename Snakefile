@@ -7,6 +7,11 @@ min_version("9.19")
 configfile: "config/domains.yaml"
 
 
+# What must survive a failed job: the replies of LLMs, the checkpoints of trainings.
+pathvars:
+    state="<results>/state",
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/resources.smk"
 include: "workflow/rules/queries.smk"

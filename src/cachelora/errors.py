@@ -32,6 +32,10 @@ class InputError(CacheloraError):
     """An input file is missing, empty, or holds too many bad records."""
 
 
+class StorageError(CacheloraError):
+    """An object store cannot be reached, or refuses what is asked of it."""
+
+
 class EngineError(CacheloraError):
     """An LLM engine cannot be used, or fails on too many queries."""
 

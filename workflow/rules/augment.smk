@@ -127,7 +127,7 @@ rule augment_gather:
             shard=range(settings.augment.shards),
         ),
     output:
-        table=ensure("<results>/augmented/{domain}.parquet", non_empty=True),
+        table=non_empty("<results>/augmented/{domain}.parquet"),
         recording="<results>/augmented/{domain}.jsonl",
     log:
         "<logs>/augment/{domain}.log",

@@ -3,11 +3,11 @@ rule benchmark:
         evaluations=for_models("<results>/evaluation/{base}/{model}.json"),
         thresholds=for_compared("<results>/thresholds/{base}/{model}.parquet"),
         replays=for_compared("<results>/replay/{base}/{model}.json"),
-        published="config/published.yaml",
+        published=local("config/published.yaml"),
     output:
-        csv=ensure("<results>/benchmark.csv", non_empty=True),
+        csv=non_empty("<results>/benchmark.csv"),
         parquet="<results>/benchmark.parquet",
-        markdown=ensure("<results>/benchmark.md", non_empty=True),
+        markdown=non_empty("<results>/benchmark.md"),
     log:
         "<logs>/benchmark.log",
     localrule: True

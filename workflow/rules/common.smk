@@ -11,34 +11,50 @@ from cachelora.config import parse as parse_config
 from cachelora.errors import CacheloraError, InputError
 from cachelora.files import find_file
 from cachelora.jobs import write_plan
+from cachelora.objectstore import check_inputs
 from cachelora.testset import lock_key, read_lock
 
 
 def set_file(name):
     """Return the file of a set that lies on this machine, as an input; none for one that must be fetched."""
     found = find_file(settings.sets[name].source, settings.mirror)
-    return [] if found is None else str(found)
+    return [] if found is None else local(str(found))
 
 
 def local_file(path):
-    """Return a model file as an input if the config names one, none for packages and hubs."""
-    return [] if path.startswith(("package:", "hub:")) else path
+    """Return a model file as an input if the config names one, none for packages and hubs.
+
+    A job reads it by the path in the config, so that a storage plugin must not put it elsewhere.
+    """
+    return [] if path.startswith(("package:", "hub:")) else local(path)
 
 
 try:
     settings = parse_config(config)
     lock = read_lock(settings.testset.lock) if settings.testset.lock else {}
-    # Said now, not when the first job needs it. With a storage plugin the inputs need not lie on this machine.
-    if workflow.storage_settings.default_storage_provider is None:
-        for domain, domain_settings in settings.domains.items():
-            for key in ("queries", "recording", "verdicts", "test"):
-                path = getattr(domain_settings, key)
-                if path is not None and not Path(path).is_file():
+    # Said now, not when the first job needs it; the jobs, which read this again, may run where not every file is.
+    if workflow.is_main_process:
+        provider = workflow.storage_settings.default_storage_provider
+        sources = {
+            f"domains.{domain}.{key}": path
+            for domain, domain_settings in settings.domains.items()
+            for key in ("queries", "recording", "verdicts", "test")
+            if (path := getattr(domain_settings, key)) is not None
+        }
+        if provider is None:
+            for where, path in sources.items():
+                if not Path(path).is_file():
                     raise InputError(
-                        f"domains.{domain}.{key}",
+                        where,
                         f"no such file: {path}",
                         "Put it there, or correct the path",
                     )
+        elif provider == "s3":
+            check_inputs(
+                workflow.storage_settings.default_storage_prefix,
+                sources,
+                workflow.storage_registry.default_storage_provider.settings,
+            )
         for name, labelled in settings.sets.items():
             if "://" not in labelled.source and not set_file(name):
                 raise InputError(
@@ -95,6 +111,8 @@ def note_plan():
     write_plan(logs_folder, run_started, rules)
 
 
+# Always a folder of the machine, or of a file system that is mounted there.
+STATE = Path(workflow.pathvars.apply("<state>"))
 MODEL_FILES = (
     "adapter_model.safetensors",
     "adapter_config.json",
@@ -110,6 +128,16 @@ HYBRID_FILES = (
 )
 
 trained = settings.trained_models | settings.trials
+
+
+def non_empty(path):
+    """Return an output that must not be an empty file.
+
+    With a storage plugin this goes unchecked: Snakemake 9.27.1 asks the store for the size before it uploads the file.
+    """
+    if workflow.storage_settings.default_storage_provider is not None:
+        return path
+    return ensure(path, non_empty=True)
 
 
 def alternatives(names):
@@ -147,10 +175,12 @@ def domain_words(wildcards):
 
 
 def journal_of(stage):
-    """Return a function that names the folder of the LLM's replies to a stage."""
-    return lambda wildcards, output: str(
-        Path(output.table).parents[2] / "state" / stage
-    )
+    """Return a function that names the folder of the LLM's replies to a stage.
+
+    As a function of the output it is no reason to run a job again. It does not come from the output's path: with a
+    storage plugin, that is in a folder that Snakemake may empty.
+    """
+    return lambda wildcards, output: str(STATE / stage)
 
 
 def domains_judged_by(judge_type):
@@ -167,7 +197,7 @@ def judge_engine():
 def get_cross_encoder(wildcards):
     """Return the weights of a cross-encoder that lies in a local folder, as an input."""
     source = settings.judge.cross_encoder
-    return local_file(source) and str(Path(source, "model.safetensors"))
+    return local_file(source) and local(str(Path(source, "model.safetensors")))
 
 
 def get_verdicts(wildcards):
@@ -184,7 +214,7 @@ def section(name):
 def weights_of(base):
     """Return the weights of a base model that lies in a local folder, as an input."""
     source = settings.base_models[base].source
-    return local_file(source) and str(Path(source, "model.safetensors"))
+    return local_file(source) and local(str(Path(source, "model.safetensors")))
 
 
 def base_weights(wildcards):
@@ -257,9 +287,8 @@ def get_start(wildcards):
 
 
 def training_state(wildcards, output):
-    """Name the folder of a training's checkpoints."""
-    results = Path(output.log).parents[2]
-    return str(results / "state/train" / wildcards.base / wildcards.model)
+    """Name the folder of a training's checkpoints; see journal_of."""
+    return str(STATE / "train" / wildcards.base / wildcards.model)
 
 
 def get_model_files(wildcards):
@@ -335,7 +364,7 @@ def get_foreign_adapter(wildcards):
     source = settings.adapters[wildcards.model].source
     names = ("adapter_model.safetensors", "adapter_config.json", "manifest.json")
     files = (Path(source, name) for name in names)
-    return local_file(source) and [str(file) for file in files if file.is_file()]
+    return local_file(source) and [local(str(file)) for file in files if file.is_file()]
 
 
 def for_compared(pattern):

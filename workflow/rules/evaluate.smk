@@ -4,7 +4,7 @@ rule evaluate_base:
         testsets=get_testsets(),
         sets=get_sets(),
     output:
-        scores=ensure("<results>/evaluation/{base}/base.parquet", non_empty=True),
+        scores=non_empty("<results>/evaluation/{base}/base.parquet"),
         curves="<results>/evaluation/{base}/base.curves.parquet",
         metrics="<results>/evaluation/{base}/base.json",
     log:
@@ -38,7 +38,7 @@ rule evaluate:
         adapter=get_model_files,
         base_scores="<results>/evaluation/{base}/base.parquet",
     output:
-        scores=ensure("<results>/evaluation/{base}/{model}.parquet", non_empty=True),
+        scores=non_empty("<results>/evaluation/{base}/{model}.parquet"),
         curves="<results>/evaluation/{base}/{model}.curves.parquet",
         metrics="<results>/evaluation/{base}/{model}.json",
     log:

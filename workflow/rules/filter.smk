@@ -4,7 +4,7 @@ rule filter:
         queries="<results>/queries/{domain}.parquet",
         augmented="<results>/augmented/{domain}.parquet",
     output:
-        table=ensure("<results>/filtered/{domain}.parquet", non_empty=True),
+        table=non_empty("<results>/filtered/{domain}.parquet"),
     log:
         "<logs>/filter/{domain}.log",
     benchmark:

@@ -2,7 +2,7 @@ rule queries:
     input:
         source=lambda wildcards: settings.domains[wildcards.domain].queries,
     output:
-        table=ensure("<results>/queries/{domain}.parquet", non_empty=True),
+        table=non_empty("<results>/queries/{domain}.parquet"),
         rejects="<results>/queries/{domain}.rejects.jsonl",
     log:
         "<logs>/queries/{domain}.log",

@@ -7,7 +7,7 @@ rule replay:
         ),
         thresholds="<results>/thresholds/{base}/{model}.parquet",
     output:
-        table=ensure("<results>/replay/{base}/{model}.parquet", non_empty=True),
+        table=non_empty("<results>/replay/{base}/{model}.parquet"),
         summary="<results>/replay/{base}/{model}.json",
     log:
         "<logs>/replay/{base}/{model}.log",

@@ -2,7 +2,7 @@ rule sets:
     input:
         source=lambda wildcards: set_file(wildcards.set),
     output:
-        table=ensure("<results>/sets/{set}.parquet", non_empty=True),
+        table=non_empty("<results>/sets/{set}.parquet"),
     log:
         "<logs>/sets/{set}.log",
     conda:

@@ -3,8 +3,8 @@ rule testset_from_file:
         triplets=lambda wildcards: settings.domains[wildcards.domain].test,
         trained_on=get_triplets_before,
     output:
-        table=ensure("<results>/testset/{domain}.parquet", non_empty=True),
-        pairs=ensure("<results>/testset/{domain}.pairs.parquet", non_empty=True),
+        table=non_empty("<results>/testset/{domain}.parquet"),
+        pairs=non_empty("<results>/testset/{domain}.pairs.parquet"),
         rejects="<results>/testset/{domain}.rejects.jsonl",
     log:
         "<logs>/testset/{domain}.log",
@@ -38,8 +38,8 @@ rule testset_from_split:
         filtered="<results>/filtered/{domain}.parquet",
         trained_on=get_triplets_before,
     output:
-        table=ensure("<results>/testset/{domain}.parquet", non_empty=True),
-        pairs=ensure("<results>/testset/{domain}.pairs.parquet", non_empty=True),
+        table=non_empty("<results>/testset/{domain}.parquet"),
+        pairs=non_empty("<results>/testset/{domain}.pairs.parquet"),
         rejects="<results>/testset/{domain}.rejects.jsonl",
     log:
         "<logs>/testset/{domain}.log",

@@ -5,7 +5,7 @@ rule thresholds:
             "<results>/testset/{domain}.pairs.parquet", domain=settings.domains
         ),
     output:
-        table=ensure("<results>/thresholds/{base}/{model}.parquet", non_empty=True),
+        table=non_empty("<results>/thresholds/{base}/{model}.parquet"),
     log:
         "<logs>/thresholds/{base}/{model}.log",
     wildcard_constraints:

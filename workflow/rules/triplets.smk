@@ -5,7 +5,7 @@ rule triplets:
         verdicts=get_verdicts,
         testsets=get_testsets_before,
     output:
-        table=ensure("<results>/triplets/{domain}.parquet", non_empty=True),
+        table=non_empty("<results>/triplets/{domain}.parquet"),
         markdown="<results>/triplets/{domain}.md",
         html="<results>/triplets/{domain}.html",
         funnel="<results>/triplets/{domain}.json",
