@@ -831,7 +831,8 @@ class Config(_Section):
     """The whole configuration."""
 
     pathvars: dict[str, Annotated[str, Field(min_length=1)]] = Field(
-        {}, description="Snakemake's names for folders, such as `results` and `logs`."
+        {},
+        description="Snakemake's names for folders: `results`, `logs`, `state` for LLM replies and checkpoints.",
     )
     seed: int = Field(13, ge=0, le=2**32 - 1, description="Seed of every draw: splits, batches, weights, bootstrap.")
     base_models: dict[Name, BaseModelSource] = Field(min_length=1, description="The base models, each with all rows.")

@@ -392,11 +392,12 @@ def get_timed():
 
 
 def get_deployed():
-    """List the deployed model's folder for each base model."""
+    """List the deployed model's folder for each base model, and what says that it is whole."""
     return expand(
-        "<results>/deploy/{base}/{model}",
+        "<results>/deploy/{base}/{model}{end}",
         base=settings.base_models,
         model=settings.deploy.model,
+        end=["", ".manifest.json"],
     )
 
 

@@ -6,6 +6,8 @@ rule deploy:
     output:
         # A folder: which files a model consists of depends on the base model.
         folder=directory("<results>/deploy/{base}/{model}"),
+        # Uploaded after the folder. In an object store half a folder exists, too: without this file it is made again.
+        manifest="<results>/deploy/{base}/{model}.manifest.json",
     log:
         "<logs>/deploy/{base}/{model}.log",
     wildcard_constraints:

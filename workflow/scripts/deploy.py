@@ -9,9 +9,9 @@ import torch
 
 from cachelora.config import BaseModelSource
 from cachelora.deploy import deploy_model
-from cachelora.files import read_table
+from cachelora.files import read_table, write_text
 from cachelora.job import logged
-from cachelora.manifest import write_manifest
+from cachelora.manifest import MANIFEST, write_manifest
 from cachelora.models import base_digest
 from cachelora.schemas import TESTSET
 
@@ -32,3 +32,4 @@ if __name__ == "__main__":
         config = {"base": snakemake.params.base, "base_sha256": base_digest(base)}
         write_manifest(unfinished, config, snakemake.input.adapter, started)
         unfinished.replace(folder)
+        write_text(snakemake.output.manifest, (folder / MANIFEST).read_text(encoding="utf-8"))
