@@ -15,7 +15,7 @@ rule augment_recorded:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2048, 30),
+        mem_mb=memory(2048, 15),
         runtime=minutes(30, 1),
         disk_mb=disk(1000),
     params:
@@ -98,7 +98,7 @@ use rule augment_llamacpp as augment_openai with:
     # The server has the GPU, where there is one.
     threads: 1
     resources:
-        mem_mb=memory(2048, 30),
+        mem_mb=memory(2048, 15),
         runtime=minutes(480),
         disk_mb=disk(1000),
         llm_slots=at_once,
@@ -135,7 +135,7 @@ rule augment_gather:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2048, 30),
+        mem_mb=memory(2048, 15),
         runtime=minutes(30, 1),
         disk_mb=disk(1000),
     params:

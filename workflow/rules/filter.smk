@@ -13,7 +13,7 @@ rule filter:
         "../../envs/train.yaml"
     threads: 2
     resources:
-        mem_mb=memory(4096, 60),
+        mem_mb=memory(4096, 150),
         runtime=minutes(120, 5),
         disk_mb=disk(2000),
     params:

@@ -15,7 +15,7 @@ rule judge_recorded:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2048, 30),
+        mem_mb=memory(2048, 15),
         runtime=minutes(30, 1),
         disk_mb=disk(1000),
     params:
@@ -116,7 +116,7 @@ use rule judge_llamacpp as judge_openai with:
     # The server has the GPU, where there is one.
     threads: 1
     resources:
-        mem_mb=memory(2048, 30),
+        mem_mb=memory(2048, 15),
         runtime=minutes(480),
         disk_mb=disk(1000),
         llm_slots=lambda wildcards: judge_engine().at_once,

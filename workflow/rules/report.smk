@@ -73,7 +73,7 @@ rule report:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2048, 30),
+        mem_mb=memory(2048, 15),
         runtime=minutes(30, 1),
         disk_mb=disk(1000),
     params:

@@ -2,7 +2,8 @@
 
 Memory is a power of two in MiB: with the threads asked for it is then a size that AWS Batch has. Every rule has threads,
 mem_mb, runtime (minutes) and disk_mb; those that compute on a GPU also gpu, gpu_manufacturer and gpu_memory_mb. What an
-executor wants beside that (a partition, a machine type) is in its profile.
+executor wants beside that (a partition, a machine type) is in its profile. What was measured of the growth with the
+inputs is in docs/clusters.md.
 """
 
 from math import ceil, log2

@@ -9,7 +9,7 @@ rule sets:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2048, 30),
+        mem_mb=memory(2048, 15),
         runtime=minutes(60, 1),
         disk_mb=disk(2000),
     params:

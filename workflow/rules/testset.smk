@@ -16,7 +16,7 @@ rule testset_from_file:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2048, 30),
+        mem_mb=memory(2048, 15),
         runtime=minutes(30, 1),
         disk_mb=disk(1000),
     params:
@@ -51,7 +51,7 @@ rule testset_from_split:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2048, 30),
+        mem_mb=memory(2048, 15),
         runtime=minutes(30, 1),
         disk_mb=disk(1000),
     params:

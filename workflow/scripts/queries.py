@@ -22,7 +22,7 @@ if __name__ == "__main__":
         )
         logging.info(
             "%s: %d queries, %d set aside, %d groups kept: %s",
-            source, len(queries), len(rejects), table["group"].nunique(), dict(table["split"].value_counts()),
+            source, len(queries), len(rejects), table["group"].nunique(), table["split"].value_counts().to_dict(),
         )  # fmt: skip
         write_rejects(snakemake.output.rejects, rejects)
         write_table(snakemake.output.table, table, QUERIES)
