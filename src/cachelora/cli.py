@@ -185,7 +185,7 @@ def _time(text: str) -> datetime:
     """Read a point in time; one without an offset is of this machine's time zone."""
     try:
         return datetime.fromisoformat(text).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError("it must be a time such as 2026-01-31T09:30") from None
 
 

@@ -64,7 +64,14 @@ def lease(number: int, locks: str | Path = LOCKS) -> Iterator[list[str]]:
         yield []
         return
     before = os.environ.get(_VISIBLE)
-    held = _wait_for(devices, number, Path(locks)) if number else {}
+    try:
+        held = _wait_for(devices, number, Path(locks)) if number else {}
+    except OSError as error:
+        raise EngineError(
+            str(locks),
+            f"no GPU can be locked ({error})",
+            "Let all users write there, and remove what is no file of theirs",
+        ) from error
     try:
         os.environ[_VISIBLE] = ",".join(held)
         if held:
@@ -100,7 +107,7 @@ def usable_devices() -> list[str]:
         return []
     present = _present_devices()
     if wanted is None or not present:
-        return [*present.values()]
+        return [*dict.fromkeys(present.values())]
     return [*dict.fromkeys(_find(name, present) for name in names)]
 
 
@@ -108,11 +115,11 @@ def _present_devices() -> dict[str, str]:
     """Return the UUID of each device that the driver shows to this process, by its index."""
     command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=120)
     except FileNotFoundError:
         return {}
     except (OSError, subprocess.TimeoutExpired) as error:
-        _log.warning("no GPU is leased: %s", on_one_line(error))
+        _log.warning("no GPU is leased: %s", on_one_line(str(error)))
         return {}
     if result.returncode:
         _log.warning("no GPU is leased, nvidia-smi says: %s", on_one_line(result.stdout + result.stderr)[:500])

@@ -135,11 +135,13 @@ def _end_with_snakemake() -> None:
     An orphan would go on writing while the next run works on the same files. Needs /proc; elsewhere it does nothing.
     """
     starter = os.getppid()
-    while starter > 1 and b"snakemake" not in {
-        Path(os.fsdecode(word)).name.encode() for word in _command_line(starter)
-    }:
+    while starter > 0 and not _is_snakemake(starter):
         starter = _parent(starter)
-    if starter <= 1:
+    if starter == 0:
+        # Killed while this job was still importing what it needs.
+        if Path("/proc/self/stat").exists() and Path(sys.argv[0]).parent.parts[-2:] == (".snakemake", "scripts"):
+            print("The Snakemake that started this job has ended, so it ends too.", file=sys.stderr)
+            sys.exit(1)
         return
 
     def watch() -> None:
@@ -150,12 +152,13 @@ def _end_with_snakemake() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _command_line(pid: int) -> list[bytes]:
-    """Return the words of a process's command line; none if it cannot be read."""
+def _is_snakemake(pid: int) -> bool:
+    """Say whether a process is Snakemake, by the words of its command line."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return []
+        return False
+    return "snakemake" in {Path(os.fsdecode(word)).name for word in words}
 
 
 def _parent(pid: int) -> int:

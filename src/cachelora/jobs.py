@@ -1,8 +1,10 @@
 """What jobs are doing, and which have failed: read from their logs, which `cachelora.job` begins and ends."""
 
+import logging
 import os
 import re
 import socket
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,14 +16,18 @@ from cachelora.files import read_json, write_json
 from cachelora.job import process_start
 from cachelora.terminal import plain
 
+_log = logging.getLogger(__name__)
+
 DONE, FAILED, KILLED, RUNNING, UNKNOWN = "done", "failed", "killed", "running", "running or killed"
 STATES = (RUNNING, UNKNOWN, FAILED, KILLED, DONE)
 STAGES_HEAD = ("stage", "planned", *STATES, "left")
 JOBS_HEAD = ("state", "where", "since", "for", "log", "last line")
-_PART = 65536
+_PART = 1 << 20
 """Bytes that are read of a log's beginning and of its end; logs of trainings grow long."""
 _WIDEST = 300
 _PLAN = "plan.json"
+_MOST = 10**9
+"""Jobs; a plan of more is none."""
 _MARK = re.compile(r"\[job\] (\w+) (\S+) (.*)")
 _LEASED = re.compile(r"^.* INFO cachelora\.gpus: leased (\S+)$", flags=re.MULTILINE)
 
@@ -118,11 +124,15 @@ def read_plan(folder: str | Path) -> Plan | None:
     path = Path(folder, _PLAN)
     if not path.is_file():
         return None
+    damaged = InputError(str(path), "it does not hold the plan of a run", "Delete it")
     try:
         noted = read_json(path)
-        return Plan(datetime.fromisoformat(noted["started"]), {name: int(n) for name, n in noted["stages"].items()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(str(path), "it does not hold the plan of a run", "Delete it") from error
+        plan = Plan(datetime.fromisoformat(noted["started"]), dict(noted["stages"]))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise damaged from error
+    if plan.started.tzinfo is None or not all(type(n) is int and 0 <= n < _MOST for n in plan.stages.values()):
+        raise damaged
+    return plan
 
 
 def read_jobs(folder: str | Path, since: datetime | None = None) -> list[Job]:
@@ -247,6 +257,8 @@ def failure_lines(jobs: Sequence[Job], number: int) -> list[str]:
 def _read(path: Path, folder: Path) -> Job | None:
     """Read a log; None if no job has begun it."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
         with path.open("rb") as stream:
             head = stream.read(_PART)
             stream.seek(max(0, path.stat().st_size - _PART))
@@ -254,6 +266,9 @@ def _read(path: Path, folder: Path) -> Job | None:
         written = path.stat().st_mtime
     except FileNotFoundError:
         # Removed since it was listed, as Snakemake does before a job runs again.
+        return None
+    except OSError as error:
+        _log.warning("%s: it cannot be read (%s)", plain(path), error.strerror)
         return None
     beginning = head.decode("utf-8", "replace")
     first = _marked(beginning.partition("\n")[0])
@@ -305,7 +320,8 @@ def _marked(line: str) -> tuple[str, datetime, dict[str, str]] | None:
         when = datetime.fromisoformat(found[2])
     except ValueError:
         return None
-    if when.tzinfo is None:
+    # Beyond these years no time zone can be told.
+    if when.tzinfo is None or not 1970 < when.year < 9999:
         return None
     return found[1], when, dict(word.partition("=")[::2] for word in found[3].split())
 
@@ -313,7 +329,7 @@ def _marked(line: str) -> tuple[str, datetime, dict[str, str]] | None:
 def _lives(process: str) -> bool:
     """Say whether a process of this machine is the one that has begun a log, not a later one with its number."""
     number, _, start = process.partition(".")
-    if not number.isdecimal():
+    if not number.isdecimal() or len(number) > 10 or int(number) == 0:
         return False
     try:
         os.kill(int(number), 0)

@@ -79,6 +79,12 @@ def check_inputs(prefix: str, inputs: Mapping[str, str], settings: StoreSettings
     bucket, start = object_address(prefix, "")
     if urlsplit(prefix).scheme != "s3" or not bucket:
         raise ConfigError("--default-storage-prefix", f"'{prefix}' names no bucket", "Give s3://BUCKET/PREFIX")
+    address = settings.endpoint_url
+    if address is not None and not (address.startswith(("http://", "https://")) and urlsplit(address).hostname):
+        raise ConfigError("--storage-s3-endpoint-url", "it is no web address", "Write https:// or http:// before it")
+    if address is not None and "@" in urlsplit(address).netloc:
+        # Not shown: it would stand in logs.
+        raise ConfigError("--storage-s3-endpoint-url", "it holds a user or a password", f"Set {_KEYS} instead")
     where = f"s3://{bucket} at {settings.endpoint_url or f'AWS, region {settings.region}'}"
     try:
         client = boto3.client(
@@ -102,6 +108,11 @@ def check_inputs(prefix: str, inputs: Mapping[str, str], settings: StoreSettings
         raise StorageError(where, f"no credentials ({error})", f"Set {_KEYS}") from None
     except ClientError as error:
         raise _refusal(where, error) from None
+    except RecursionError:
+        # The client follows an endless redirect.
+        raise StorageError(
+            where, "it answers with redirects", "Use the address that it redirects to, https://"
+        ) from None
     except BotoCoreError as error:
         raise StorageError(
             where,
@@ -135,7 +146,7 @@ def _refusal(where: str, error: "ClientError") -> StorageError:
     code, said = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
     if code == "NoSuchBucket":
         return StorageError(where, "no such bucket", "Make it and put the inputs there, or correct the prefix")
-    what = f"it refuses with {code}" + (f" ({said.rstrip('.')})" if said else "")
+    what = f"it refuses with {code or 'an answer that is not S3'}" + (f" ({said.rstrip('.')})" if said else "")
     if code in _WRONG_KEY:
         return StorageError(where, what, f"Correct {_KEYS}")
     if code in ("AccessDenied", "403", "Forbidden"):

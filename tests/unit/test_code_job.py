@@ -105,3 +105,25 @@ def test_a_job_ends_with_the_snakemake_that_started_it(tmp_path):
     while job.exists() and "Z" not in (job / "stat").read_text().split()[2]:
         assert time.monotonic() < deadline, "the job goes on without its snakemake"
         time.sleep(0.1)
+
+
+def test_a_job_whose_snakemake_ended_before_it_began_does_not_begin(tmp_path):
+    """As after a kill -9 while the script still imports: what it would look for is gone."""
+    script = tmp_path / ".snakemake/scripts/tmp.train.py"
+    script.parent.mkdir(parents=True)
+    done = tmp_path / "done"
+    script.write_text(
+        "import os, time\nfrom pathlib import Path\nstarter = os.getppid()\n"
+        "while os.getppid() == starter:\n    time.sleep(0.05)\n"
+        "from cachelora.job import logged\n"
+        f"with logged({str(tmp_path / 'job.log')!r}):\n    Path({str(done)!r}).touch()\n"
+    )
+    starter = tmp_path / "starter"
+    starter.write_text(
+        f"import subprocess, time\nsubprocess.Popen([{sys.executable!r}, {str(script)!r}])\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, starter], stderr=subprocess.PIPE, text=True)
+    time.sleep(1)
+    process.kill()
+    assert "The Snakemake that started this job has ended" in process.communicate(timeout=60)[1]
+    assert not done.exists()

@@ -213,7 +213,7 @@ def test_a_lock_of_another_user_can_be_taken_and_a_trap_cannot(machine):
     assert (locks / UUIDS[0]).stat().st_mode & 0o777 == 0o666
     (locks / UUIDS[0]).unlink()
     (locks / UUIDS[0]).symlink_to(machine / "victim")
-    with pytest.raises(OSError, match="symbolic"), lease(1, locks):
+    with pytest.raises(EngineError, match="no GPU can be locked"), lease(1, locks):
         pass
     assert (machine / "victim").read_text() == "untouched"
 
@@ -243,3 +243,35 @@ def test_what_the_stages_import_does_not_ask_cuda_for_its_devices():
     script = asked + imports + "import cachelora.judge.cross_encoder\n"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_a_driver_that_cannot_be_asked_leases_nothing(machine, monkeypatch, caplog):
+    (machine / "bin/nvidia-smi").chmod(0o644)
+    monkeypatch.setenv("PATH", str(machine / "bin"))
+    with lease(1, machine / "locks") as held:
+        assert held == []
+    assert "no GPU is leased" in caplog.text
+
+
+def test_what_is_no_text_is_no_device(machine):
+    list_devices(machine, "")
+    (machine / "listed").write_bytes(b"\xff\xfe\n")
+    with lease(1, machine / "locks") as held:
+        assert held == []
+
+
+def test_a_device_that_is_listed_twice_is_one(machine):
+    list_devices(machine, f"0, {UUIDS[0]}\n1, {UUIDS[0]}\n")
+    with pytest.raises(EngineError, match="2 are asked for, 1 may be used"), lease(2, machine / "locks"):
+        pass
+
+
+def test_locks_that_cannot_be_made_are_an_error_that_names_the_folder(machine):
+    (machine / "locks").mkdir()
+    for uuid in UUIDS:
+        (machine / "locks" / uuid).mkdir()
+    with (
+        pytest.raises(EngineError, match=r"locks: no GPU can be locked \(.*Is a directory"),
+        lease(1, machine / "locks"),
+    ):
+        pass

@@ -213,3 +213,40 @@ def test_sigterm_leaves_a_killed_job(tmp_path, capsys):
     code, shown, _ = jobs(capsys, tmp_path, "--failed")
     assert code == 1
     assert re.search(r"m\.log: killed after \d+ s on ", shown)
+
+
+def test_a_file_that_cannot_be_a_log_does_not_hide_the_others(tmp_path, capsys):
+    logs = tmp_path / "logs"
+    assert start(logs / "queries/law.log", "print('read')").wait() == 0
+    (logs / "queries/folder.log").mkdir()
+    (logs / "queries/loop.log").symlink_to(logs / "queries/loop.log")
+    (logs / "queries/endless.log").symlink_to("/dev/zero")
+    os.mkfifo(logs / "queries/pipe.log")
+    code, shown, _ = jobs(capsys, logs)
+    assert code == 0 and shown.startswith("1 jobs under ")
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "[job] started 9999-12-31T23:59:59-12:00 host=h process=1.1",
+        f"[job] started 2026-11-22T10:00:00+00:00 host={socket.gethostname()} process={'9' * 5000}.1",
+    ],
+)
+def test_a_first_line_that_no_job_wrote_breaks_nothing(tmp_path, capsys, first):
+    (tmp_path / "x.log").write_text(f"{first}\n")
+    code, _, told = jobs(capsys, tmp_path)
+    assert (code, told) in ((0, ""), (1, ""))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        '{"started": "2026-11-22T10:00:00", "stages": {}}',
+        '{"started": "2026-11-22T10:00:00+00:00", "stages": {"x": 1e400}}',
+    ],
+)
+def test_a_plan_that_no_run_wrote_is_named(tmp_path, capsys, plan):
+    (tmp_path / "plan.json").write_text(plan)
+    code, _, told = jobs(capsys, tmp_path)
+    assert code == 1 and "it does not hold the plan of a run" in told

@@ -102,13 +102,16 @@ except CacheloraError as error:
     raise WorkflowError(str(error)) from None
 
 run_started = datetime.now().astimezone()
-logs_folder = settings.pathvars.get("logs", "logs")
+logs_folder = workflow.pathvars.apply("<logs>")
 
 
 def note_plan():
     """Write down how many jobs of each stage the run has, for those who watch it."""
     rules = [job.rule.name for job in workflow.dag.needrun_jobs() if job.rule.log]
-    write_plan(logs_folder, run_started, rules)
+    try:
+        write_plan(logs_folder, run_started, rules)
+    except OSError as error:
+        print(f"{logs_folder}: `cachelora jobs` will not know the plan ({error})")
 
 
 # Always a folder of the machine, or of a file system that is mounted there.
