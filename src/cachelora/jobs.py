@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 DONE, FAILED, KILLED, RUNNING, UNKNOWN = "done", "failed", "killed", "running", "running or killed"
 STATES = (RUNNING, UNKNOWN, FAILED, KILLED, DONE)
-STAGES_HEAD = ("stage", "planned", *STATES, "left")
+STAGES_HEAD = ("stage", "planned", *STATES, "time left")
 JOBS_HEAD = ("state", "where", "since", "for", "log", "last line")
 _PART = 1 << 20
 """Bytes that are read of a log's beginning and of its end; logs of trainings grow long."""
@@ -157,7 +157,11 @@ def read_jobs(folder: str | Path, since: datetime | None = None) -> list[Job]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(str(folder), "no such folder", "Name the folder of the logs, as `pathvars` has it")
+        raise InputError(
+            str(folder),
+            "no such folder",
+            "Name the folder of the logs: logs/tiny for the preset tiny, else what the config's `pathvars` says",
+        )
     jobs = [job for path in folder.rglob("*.log") if (job := _read(path, folder)) is not None]
     if since is not None:
         jobs = [job for job in jobs if job.started >= since.replace(microsecond=0)]
@@ -170,7 +174,7 @@ def stage_rows(jobs: Sequence[Job], plan: Plan | None) -> list[list[str]]:
     Parameters
     ----------
     jobs : sequence of Job
-        In any order; stages are listed in theirs, then those that have not begun.
+        In any order; stages are listed in the plan's.
     plan : Plan or None
         What the run set out to do; without it there is nothing to say of the rest.
 
@@ -188,11 +192,11 @@ def stage_rows(jobs: Sequence[Job], plan: Plan | None) -> list[list[str]]:
     elapsed = (datetime.now(UTC) - plan.started).total_seconds() if plan else 0.0
     at_once = max(1.0, sum(job.seconds for job in jobs) / elapsed) if elapsed > 0 else 1.0
     rows, whole, unknown = [], 0.0, False
-    for stage in dict.fromkeys([*counts, *planned]):
+    for stage in dict.fromkeys([*planned, *counts]):
         found = counts.get(stage, Counter())
         rest = planned.get(stage, 0) - found[DONE]
         took = [job.seconds for job in jobs if job.stage == stage and job.state == DONE]
-        left = ""
+        left = "unknown" if rest > 0 else ""
         if rest > 0 and took:
             seconds = rest * sum(took) / len(took) / at_once
             whole += seconds
@@ -201,7 +205,7 @@ def stage_rows(jobs: Sequence[Job], plan: Plan | None) -> list[list[str]]:
         rows.append([stage, str(planned.get(stage, "")), *(str(found[state]) for state in STATES), left])
     if plan:
         total = sum(counts.values(), Counter())
-        left = ("at least " if unknown else "") + _duration(whole) if whole or unknown else ""
+        left = ("at least " if unknown else "") + _duration(whole) if whole else "unknown" if unknown else ""
         rows.append(["all", str(sum(planned.values())), *(str(total[state]) for state in STATES), left])
     return rows
 

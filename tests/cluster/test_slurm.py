@@ -17,7 +17,7 @@ if "TEST_SLURM" not in os.environ:
     pytest.skip("ten minutes, and a Slurm that only root can start: make test-slurm", allow_module_level=True)
 
 SLURM = (
-    "--workflow-profile", "profiles/slurm", "--slurm-status-command", "squeue", "--latency-wait", "10",
+    "--workflow-profile", "profiles/slurm", "--latency-wait", "10",
     "--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1",
 )  # fmt: skip
 # Fewer domains than the preset has: every job costs seconds of Slurm.

@@ -64,7 +64,7 @@ def test_a_plan_says_how_much_is_left(tmp_path, capsys):
     rows = {line.split()[0]: line.split() for line in shown.splitlines() if len(line.split()) > 5}
     assert rows["queries"][1:7] == ["8", "0", "0", "0", "0", "2"]
     assert 6 <= int(rows["queries"][7]) <= 12 and rows["queries"][8] == "s"
-    assert rows["train"][1:] == ["2", "0", "0", "0", "0", "0"]
+    assert rows["train"][1:] == ["2", "0", "0", "0", "0", "0", "unknown"]
     assert rows["all"][1:] == ["10", "0", "0", "0", "0", "2", "at", "least", *rows["queries"][7:]]
     (logs / "plan.json").write_text('{"started": 3}')
     code, _, told = jobs(capsys, logs)

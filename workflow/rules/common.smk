@@ -1,5 +1,6 @@
 """The checked configuration, and what the rules ask of it."""
 
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -107,7 +108,9 @@ logs_folder = workflow.pathvars.apply("<logs>")
 
 def note_plan():
     """Write down how many jobs of each stage the run has, for those who watch it."""
-    rules = [job.rule.name for job in workflow.dag.needrun_jobs() if job.rule.log]
+    jobs = Counter(job.rule.name for job in workflow.dag.needrun_jobs() if job.rule.log)
+    # In the order of the workflow.
+    rules = [name for rule in workflow.rules for name in [rule.name] * jobs[rule.name]]
     try:
         write_plan(logs_folder, run_started, rules)
     except OSError as error:
