@@ -14,7 +14,7 @@ CONNECT_SECONDS = 5
 READ_SECONDS = 10
 """A store that takes longer is reported; the patience of the jobs' own transfers is Snakemake's."""
 
-_KEYS = "SNAKEMAKE_STORAGE_S3_ACCESS_KEY and SNAKEMAKE_STORAGE_S3_SECRET_KEY (or ~/.aws/credentials)"
+_KEYS = "SNAKEMAKE_STORAGE_S3_ACCESS_KEY and SNAKEMAKE_STORAGE_S3_SECRET_KEY (or what AWS's client reads)"
 _WRONG_KEY = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "InvalidClientTokenId")
 _MISSING = ("404", "NoSuchKey", "NotFound")
 
@@ -101,6 +101,7 @@ def check_inputs(prefix: str, inputs: Mapping[str, str], settings: StoreSettings
                 retries={"total_max_attempts": 2, "mode": "standard"},
             ),
         )
+        where += f" at {client.meta.endpoint_url}"
         # Not HEAD: its answers have no body, and so no reason.
         client.list_objects_v2(Bucket=bucket, Prefix=start, MaxKeys=1)
         missing = {key: path for key, path in inputs.items() if not _holds(client, *object_address(prefix, path))}

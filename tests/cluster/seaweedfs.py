@@ -14,6 +14,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 KEY_ID = "cachelora-tests"
+READER = "cachelora-reader"
+"""A key, with the same secret, that may not write."""
 SECRET = "s3-averysecretkey"
 """The secret key that must not turn up anywhere."""
 
@@ -53,7 +55,12 @@ def object_store(folder: Path) -> Iterator[str]:
                 "name": "tests",
                 "credentials": [{"accessKey": KEY_ID, "secretKey": SECRET}],
                 "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-            }
+            },
+            {
+                "name": "reader",
+                "credentials": [{"accessKey": READER, "secretKey": SECRET}],
+                "actions": ["Read", "List"],
+            },
         ]
     }
     (folder / "users.json").write_text(json.dumps(users), encoding="utf-8")

@@ -25,7 +25,7 @@ if not Path(sys.executable).with_name("weed").is_file():
 if missing:
     pytest.skip(f"not installed: {', '.join(missing)}", allow_module_level=True)
 
-from seaweedfs import KEY_ID, SECRET, client, object_store  # noqa: E402
+from seaweedfs import KEY_ID, READER, SECRET, client, object_store  # noqa: E402
 
 from cachelora.manifest import verify  # noqa: E402
 
@@ -213,6 +213,28 @@ def test_a_run_that_cannot_start_says_so_at_once(store, workflow):
     assert re.search(r"at http://127\.0\.0\.1:9: it does not answer .* Start it, or correct the address", said)
     with silent_server() as url:
         assert f"at {url}: it does not answer (Read timeout" in refusal(workflow, ENDPOINT_URL=url)
+
+
+def test_a_key_that_may_not_write_ends_the_first_job(store, workflow, monkeypatch):
+    upload_data(store, "read-only")
+    monkeypatch.setenv("SNAKEMAKE_STORAGE_S3_ACCESS_KEY", READER)
+    result = workflow.run(*on_s3("read-only"), "--", QUERIES)
+    assert result.returncode != 0
+    assert f"Failed to store output in storage s3://{BUCKET}/read-only/{QUERIES}" in result.stdout
+    assert "AccessDenied" in result.stdout and "Finished jobid" not in result.stdout
+
+
+def test_credentials_and_address_of_the_aws_client_are_taken_too(store, workflow, monkeypatch):
+    upload_data(store, "aws")
+    for name in ("ENDPOINT_URL", "ACCESS_KEY", "SECRET_KEY"):
+        monkeypatch.delenv(f"SNAKEMAKE_STORAGE_S3_{name}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    said = workflow.run("-n", *on_s3("aws")).stdout
+    assert f"s3://{BUCKET} at {store}: it refuses with SignatureDoesNotMatch" in said
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    assert workflow.planned(*on_s3("aws"), "--", QUERIES)
 
 
 def test_missing_inputs_are_named_before_anything_runs(store, workflow):
