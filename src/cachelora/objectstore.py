@@ -85,7 +85,7 @@ def check_inputs(prefix: str, inputs: Mapping[str, str], settings: StoreSettings
     if address is not None and "@" in urlsplit(address).netloc:
         # Not shown: it would stand in logs.
         raise ConfigError("--storage-s3-endpoint-url", "it holds a user or a password", f"Set {_KEYS} instead")
-    where = f"s3://{bucket} at {settings.endpoint_url or f'AWS, region {settings.region}'}"
+    where = f"s3://{bucket}"
     try:
         client = boto3.client(
             "s3",
