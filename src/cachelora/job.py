@@ -117,10 +117,16 @@ def _mark(event: str, **about: str) -> None:
 
 
 def _peak_memory_mb() -> int:
-    """Return the most memory that this process or one that it waited for has held."""
-    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    # In KiB on Linux.
-    return round(max(resource.getrusage(user).ru_maxrss for user in users) / 1024)
+    """Return the most memory in MiB that this process or one that it waited for has held."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    try:
+        status = Path("/proc/self/status").read_text()
+        own = int(re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)[1])
+    except (OSError, TypeError):
+        # On Linux it would also count what the process held that started this one.
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Both in KiB.
+    return round(max(own, children) / 1024)
 
 
 def _tell(terminal: int, line: str) -> None:
