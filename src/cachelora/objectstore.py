@@ -80,8 +80,6 @@ def check_inputs(prefix: str, inputs: Mapping[str, str], settings: StoreSettings
     if urlsplit(prefix).scheme != "s3" or not bucket:
         raise ConfigError("--default-storage-prefix", f"'{prefix}' names no bucket", "Give s3://BUCKET/PREFIX")
     address = settings.endpoint_url
-    if address is not None and not (address.startswith(("http://", "https://")) and urlsplit(address).hostname):
-        raise ConfigError("--storage-s3-endpoint-url", "it is no web address", "Write https:// or http:// before it")
     if address is not None and "@" in urlsplit(address).netloc:
         # Not shown: it would stand in logs.
         raise ConfigError("--storage-s3-endpoint-url", "it holds a user or a password", f"Set {_KEYS} instead")

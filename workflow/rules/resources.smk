@@ -1,7 +1,7 @@
 """What a job asks for, so that a domain of 500 queries and one of 5 million both fit, and a second attempt gets more.
 
-Memory is a power of two in MiB: with the threads asked for it is then a size that AWS Batch has. Every rule has threads,
-mem_mb, runtime (minutes) and disk_mb; those that compute on a GPU also gpu, gpu_manufacturer and gpu_memory_mb. What an
+Memory is a power of two in MiB, for few distinct sizes of nodes. Every rule has threads, mem_mb, runtime (minutes) and
+disk_mb; those that compute on a GPU also gpu, gpu_manufacturer and gpu_memory_mb. What an
 executor wants beside that (a partition, a machine type) is in its profile. What was measured of the growth with the
 inputs is in docs/clusters.md.
 """
