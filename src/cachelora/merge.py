@@ -203,7 +203,7 @@ def merge_adapters(
     for name in adapters if settings.factors else ():
         others = [best["weights"] | {name: best["weights"][name] * factor} for factor in settings.factors]
         best = best_tried([best, *(attempt(weights, best["density"]) for weights in others)])
-    if score(best) < objective(before, before, most_lost):
+    if best_of({"merged": score(best), "base": objective(before, before, most_lost)}) == "base":
         _log.warning("no merge was better than the base model: look at the adapters and the weights")
     if best is not tried[-1]:
         merge(best["weights"], best["density"])

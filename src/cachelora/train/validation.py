@@ -288,7 +288,8 @@ class BestCheckpoint(TrainerCallback):
 
     def restore(self) -> None:
         """Put the kept weights back into the model."""
-        if self._scores[self.step] < objective(self.history[0], self.history[0], self._most_lost):
+        start = objective(self.history[0], self.history[0], self._most_lost)
+        if best_of({"kept": self._scores[self.step], "start": start}) == "start":
             _log.warning("no evaluation was better than the model at the start: look at data and learning rate")
         with torch.no_grad():
             for name, value in self._weights[self.step].items():
