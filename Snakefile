@@ -46,9 +46,15 @@ onstart:
     note_plan()
 
 
+onsuccess:
+    drop_log_copies()
+
+
 # Each failed job of this run once, with the end of its log.
 onerror:
-    cachelora(["jobs", logs_folder, "--failed", "--since", run_started.isoformat()])
+    cachelora(
+        ["jobs", str(logs_folder()), "--failed", "--since", run_started.isoformat()]
+    )
 
 
 rule all:

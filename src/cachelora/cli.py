@@ -272,7 +272,7 @@ def _compare(configfiles: Sequence[str], chosen: argparse.Namespace) -> None:
     texts, vectors = list(dict.fromkeys(queries)), []
     for adapter in (None, chosen.adapter):
         model = load_model(settings, adapter, foreign=adapter is not None)
-        found = encode_texts(model, texts, config.evaluate.batch_size, progress=len(texts) >= _LONG)
+        found = encode_texts(model, texts, config.evaluate.batch_tokens, progress=len(texts) >= _LONG)
         vectors.append(np.stack([found[text] for text in texts]))
     comparison = compare(queries, (vectors[0], vectors[1]), (before, after))
     for title, head, rows in comparison_tables(comparison, (before, after), notes):
@@ -298,7 +298,7 @@ def _threshold(configfiles: Sequence[str], chosen: argparse.Namespace) -> int:
     from cachelora.models import load_model, score_pairs
 
     model = load_model(base, chosen.adapter, foreign=chosen.adapter is not None)
-    scores = score_pairs(model, pairs, config.evaluate.batch_size)
+    scores = score_pairs(model, pairs, config.evaluate.batch_tokens)
     if chosen.check is None:
         different = int((~pairs["same_answer"]).sum())
         title = f"{chosen.set}: {len(pairs)} pairs, {different} of them with another answer"

@@ -26,6 +26,8 @@ from cachelora.schemas import LookAlikeKind
 RESERVED_NAMES = ("base", "joint")
 """Model ids that the workflow gives itself; no domain and no merge may take them."""
 
+BATCH_TOKENS = 1536
+"""Tokens encoded at once: the quickest of 400 to 2,048 on two cores (benchmarks/evaluate_speed.py, docs/metrics.md)."""
 
 _TRIAL = "sweep-"
 
@@ -770,7 +772,9 @@ class Evaluate(_Section):
     false_hit_budget: float = Field(
         0.05, gt=0, lt=1, description="Share of negatives that may hit where recall and hit ratio are read off."
     )
-    batch_size: int = Field(64, ge=1, description="Texts encoded at once.")
+    batch_tokens: int = Field(
+        BATCH_TOKENS, ge=1, description="Tokens encoded at once, padding included; a GPU wants more."
+    )
 
 
 class Thresholds(_Section):

@@ -218,7 +218,7 @@ def check_corpora(config: Config, model: "SentenceTransformer") -> Report:
         for line, record in records
         for text in (record.query, *record.paraphrases, *(negative.text for negative in record.negatives))
     ]
-    vectors = encode_texts(model, [item.text for item in test_texts + written], batch_size=64)
+    vectors = encode_texts(model, [item.text for item in test_texts + written])
 
     for name, path in tests.items():
         _check_test_form(path, test_records[name], report)

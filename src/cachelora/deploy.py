@@ -36,7 +36,7 @@ print("paraphrase", cached @ paraphrase, "look-alike", cached @ lookalike)
 
 
 def deploy_model(
-    base: BaseModelSource, adapter: str | Path, model_id: str, probes: list[str], batch_size: int, folder: str | Path
+    base: BaseModelSource, adapter: str | Path, model_id: str, probes: list[str], batch_tokens: int, folder: str | Path
 ) -> None:
     """Merge an adapter into its base model and save the result as a plain model.
 
@@ -50,8 +50,8 @@ def deploy_model(
         What the model card calls it.
     probes : list of str
         Texts whose embeddings must be the same before and after.
-    batch_size : int
-        Texts encoded at once.
+    batch_tokens : int
+        As for :func:`cachelora.models.encode_texts`.
     folder : str or Path
         Where the model goes; it must not exist yet, or be empty.
 
@@ -62,7 +62,7 @@ def deploy_model(
         adapter's.
     """
     model = load_model(base, adapter, folded=False)
-    expected = encode_texts(model, probes, batch_size)
+    expected = encode_texts(model, probes, batch_tokens)
     # A second, plain copy takes the merged weights: the one with the adapter has other layers in it.
     plain = load_model(base, None)
     merged = PeftModel.from_pretrained(plain.transformers_model, str(adapter)).merge_and_unload()
@@ -71,7 +71,7 @@ def deploy_model(
     for member in Path(folder).rglob("*.safetensors"):
         make_readable(member)
     write_text(Path(folder) / "README.md", _CARD.format(base=base.name, model=model_id))
-    found = encode_texts(load_model(BaseModelSource(source=str(folder), name=base.name), None), probes, batch_size)
+    found = encode_texts(load_model(BaseModelSource(source=str(folder), name=base.name), None), probes, batch_tokens)
     difference = max(float(np.abs(found[text] - expected[text]).max()) for text in expected)
     if difference > _TOLERANCE:
         raise DamagedError(

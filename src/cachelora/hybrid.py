@@ -297,7 +297,7 @@ def score_hybrid(
     models: Mapping[str, str],
     adapters: Mapping[str, str | Path | None],
     pairs: pd.DataFrame,
-    batch_size: int,
+    batch_tokens: int,
 ) -> pd.DataFrame:
     """Measure the similarities of pairs as a cache with one index for each model would see them.
 
@@ -318,18 +318,18 @@ def score_hybrid(
         Folder of each model, None for the base model.
     pairs : pandas.DataFrame
         With columns query and other.
-    batch_size : int
-        Texts encoded at once.
+    batch_tokens : int
+        As for :func:`cachelora.models.encode_texts`.
 
     Returns
     -------
     pandas.DataFrame
         The pairs with similarity, a cosine in [-1, 1], and ``route``, the model.
     """
-    found = encode_texts(load_model(base, None), pairs["query"], batch_size)
+    found = encode_texts(load_model(base, None), pairs["query"], batch_tokens)
     vectors = np.stack([found[text] for text in pairs["query"]])
     route = np.asarray(routes(detector.probabilities(vectors), detector, settings, models))
     parts = [
-        score_pairs(load_model(base, adapters[name]), pairs[route == name], batch_size) for name in np.unique(route)
+        score_pairs(load_model(base, adapters[name]), pairs[route == name], batch_tokens) for name in np.unique(route)
     ]
     return pd.concat(parts).loc[pairs.index].assign(route=route)

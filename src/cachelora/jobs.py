@@ -25,7 +25,8 @@ JOBS_HEAD = ("state", "where", "since", "for", "log", "last line")
 _PART = 1 << 20
 """Bytes that are read of a log's beginning and of its end; logs of trainings grow long."""
 _WIDEST = 300
-_PLAN = "plan.json"
+PLAN = "plan.json"
+"""What :func:`write_plan` calls its file."""
 _MOST = 10**9
 """Jobs; a plan of more is none."""
 _MARK = re.compile(r"\[job\] (\w+) (\S+) (.*)")
@@ -100,7 +101,7 @@ def write_plan(folder: str | Path, started: datetime, rules: Iterable[str]) -> N
         The rule of each of its jobs. A rule is named after its stage, with a word behind it for variants.
     """
     stages = Counter(rule.partition("_")[0] for rule in rules)
-    write_json(Path(folder, _PLAN), {"started": started.isoformat(), "stages": dict(stages)})
+    write_json(Path(folder, PLAN), {"started": started.isoformat(), "stages": dict(stages)})
 
 
 def read_plan(folder: str | Path) -> Plan | None:
@@ -121,7 +122,7 @@ def read_plan(folder: str | Path) -> Plan | None:
     InputError
         If what is noted cannot be read.
     """
-    path = Path(folder, _PLAN)
+    path = Path(folder, PLAN)
     if not path.is_file():
         return None
     damaged = InputError(str(path), "it does not hold the plan of a run", "Delete it")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cachelora.config import BaseModelSource
+from cachelora.config import BATCH_TOKENS, BaseModelSource
 from cachelora.errors import DamagedError, ModelError
 from cachelora.files import read_json, replacing, sha256_of
 from cachelora.manifest import MANIFEST, check_safetensors, verify
@@ -26,6 +26,7 @@ ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
 FULL_WEIGHTS = "model.safetensors"
 DETECTOR_WEIGHTS = "detector.safetensors"
 DETECTOR_FILES = (DETECTOR_WEIGHTS, "detector.json")
+_COUNTED_AT_ONCE = 10_000
 # Of the names that peft gives inside its own wrapper; a model that holds its adapter itself lacks it.
 _PEFT_PREFIX = "base_model.model."
 
@@ -378,7 +379,7 @@ def use_bfloat16(precision: str, device: "torch.device") -> bool:
 
 
 def encode_texts(
-    model: "SentenceTransformer", texts: Iterable[str], batch_size: int, progress: bool = False
+    model: "SentenceTransformer", texts: Iterable[str], batch_tokens: int = BATCH_TOKENS, progress: bool = False
 ) -> dict[str, np.ndarray]:
     """Encode each distinct text once.
 
@@ -388,8 +389,8 @@ def encode_texts(
         The model.
     texts : iterable of str
         Texts, repetitions allowed.
-    batch_size : int
-        Texts encoded at once; sentence-transformers sorts them by length, so that little is padded.
+    batch_tokens : int
+        Tokens encoded at once, padding included; a longer text makes a batch of its own.
     progress : bool
         Whether the standard error shows how far it is.
 
@@ -398,14 +399,45 @@ def encode_texts(
     dict of str to numpy.ndarray, shape (d,), float32
         Unit vectors by text.
     """
+    from rich.console import Console
+    from rich.progress import Progress
+
     distinct = sorted(set(texts))
-    vectors = model.encode(
-        distinct, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=progress
-    )
-    return dict(zip(distinct, vectors, strict=True))
+    lengths = _token_counts(model, distinct)
+    # Longest first, so that what does not fit into memory fails at once. sentence-transformers sorts by characters,
+    # which leaves four tokens of padding to ten of text in a batch of 64.
+    order = np.argsort(-lengths, kind="stable")
+    vectors: dict[str, np.ndarray] = {}
+    with Progress(console=Console(stderr=True), disable=not progress) as bar:
+        task, start = bar.add_task("texts encoded", total=len(distinct)), 0
+        while start < len(order):
+            size = max(1, batch_tokens // max(1, lengths[order[start]]))
+            batch = [distinct[row] for row in order[start : start + size]]
+            found = model.encode(
+                batch,
+                batch_size=len(batch),
+                normalize_embeddings=True,
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            )
+            vectors.update(zip(batch, found, strict=True))
+            bar.update(task, advance=len(batch))
+            start += size
+    return {text: vectors[text] for text in distinct}
 
 
-def score_pairs(model: "SentenceTransformer", pairs: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+def _token_counts(model: "SentenceTransformer", texts: list[str]) -> np.ndarray:
+    """Count the tokens that the model sees of each text, after cutting."""
+    counts: list[int] = []
+    # In parts, for a tokenizer's answer takes a hundred times the room of its lengths.
+    for start in range(0, len(texts), _COUNTED_AT_ONCE):
+        part = texts[start : start + _COUNTED_AT_ONCE]
+        tokens = model.tokenizer(part, truncation=True, max_length=model.max_seq_length, return_length=True)
+        counts += tokens["length"]
+    return np.asarray(counts, dtype=np.int64)
+
+
+def score_pairs(model: "SentenceTransformer", pairs: pd.DataFrame, batch_tokens: int = BATCH_TOKENS) -> pd.DataFrame:
     """Measure the similarities of pairs.
 
     Parameters
@@ -414,8 +446,8 @@ def score_pairs(model: "SentenceTransformer", pairs: pd.DataFrame, batch_size: i
         The model.
     pairs : pandas.DataFrame
         With columns query and other.
-    batch_size : int
-        Texts encoded at once; each distinct text is encoded once.
+    batch_tokens : int
+        Tokens encoded at once; each distinct text is encoded once.
 
     Returns
     -------
@@ -427,13 +459,15 @@ def score_pairs(model: "SentenceTransformer", pairs: pd.DataFrame, batch_size: i
     ModelError
         If a cosine is not a number.
     """
-    similarity = _cosines(model, [*pairs["query"]], [*pairs["other"]], batch_size)
+    similarity = _cosines(model, [*pairs["query"]], [*pairs["other"]], batch_tokens)
     if not np.isfinite(similarity).all():
         raise ModelError("the model", "its embeddings are not all numbers", "Train it again with a lower learning rate")
     return pairs.assign(similarity=similarity)
 
 
-def score_triplets(model: "SentenceTransformer", triplets: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+def score_triplets(
+    model: "SentenceTransformer", triplets: pd.DataFrame, batch_tokens: int = BATCH_TOKENS
+) -> pd.DataFrame:
     """Measure the similarities of triplets.
 
     Parameters
@@ -442,7 +476,7 @@ def score_triplets(model: "SentenceTransformer", triplets: pd.DataFrame, batch_s
         The model.
     triplets : pandas.DataFrame
         With columns anchor, positive, negative.
-    batch_size : int
+    batch_tokens : int
         As for :func:`score_pairs`.
 
     Returns
@@ -452,13 +486,15 @@ def score_triplets(model: "SentenceTransformer", triplets: pd.DataFrame, batch_s
         training has diverged.
     """
     others = [*triplets["positive"], *triplets["negative"]]
-    positive, negative = np.split(_cosines(model, [*triplets["anchor"]] * 2, others, batch_size), 2)
+    positive, negative = np.split(_cosines(model, [*triplets["anchor"]] * 2, others, batch_tokens), 2)
     return triplets.assign(positive_similarity=positive, negative_similarity=negative)
 
 
-def _cosines(model: "SentenceTransformer", ones: Sequence[str], others: Sequence[str], batch_size: int) -> np.ndarray:
+def _cosines(
+    model: "SentenceTransformer", ones: Sequence[str], others: Sequence[str], batch_tokens: int = BATCH_TOKENS
+) -> np.ndarray:
     """Return the cosine of each pair of texts; not a number where the model gives none."""
-    vectors = encode_texts(model, [*ones, *others], batch_size)
+    vectors = encode_texts(model, [*ones, *others], batch_tokens)
     one, other = (np.stack([vectors[text] for text in texts]).astype(np.float64) for texts in (ones, others))
     return (one * other).sum(axis=1)
 

@@ -246,7 +246,7 @@ def measure_models(
     pandas.DataFrame
         ``model``, and what :func:`cachelora.evaluate.measure` gives.
     """
-    scores = {name: score_pairs(model, pairs, settings.batch_size)[SCORES.names] for name, model in models.items()}
+    scores = {name: score_pairs(model, pairs, settings.batch_tokens)[SCORES.names] for name, model in models.items()}
     base_scores = next(iter(scores.values()))
     return pd.DataFrame(
         [

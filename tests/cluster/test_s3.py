@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -101,7 +101,8 @@ def stalling(url, pattern):
                     held.set()
                     closing.wait()
                     return
-                target.sendall(chunk)
+                with suppress(OSError):
+                    target.sendall(chunk)
 
     def receive(source):
         try:
@@ -152,8 +153,8 @@ def test_everything_is_in_the_bucket_and_nothing_of_it_here(finished, store):
     assert not [key for key in made if re.search(r"augmented/\w+/\d+\.(parquet|jsonl)$", key)]
     assert b"merge-svd" in content(store, "tiny", "results/tiny/benchmark.csv")
     assert not [path for path in (finished.folder / "results").rglob("*") if path.is_file()]
-    copies = {path for path in (finished.folder / ".snakemake/storage").rglob("*") if path.is_file()}
-    assert {path.suffix for path in copies} == {".log"}
+    assert not [path for path in (finished.folder / ".snakemake/storage").rglob("*") if path.is_file()]
+    assert not (finished.folder / "logs").exists()
     assert not (finished.folder / "s3:").exists()
 
 

@@ -25,6 +25,21 @@ def test_package_and_local_folder_give_the_same_model(base, local):
         assert np.linalg.norm(from_package[text]) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("batch_tokens", [1, 12, 1536])
+def test_a_text_has_the_same_vector_in_whatever_batch_it_is(base, batch_tokens):
+    model = load_model(base, None)
+    # The characters say nothing of the tokens, of which the model sees 256; some texts exceed the smaller batches.
+    texts = ["", "gout", "signs of gout " * 9, "internationalization", "a b c d e f g h i", "pain " * 400, "gout"]
+    vectors = encode_texts(model, texts, batch_tokens)
+    assert vectors.keys() == set(texts)
+    for text, vector in vectors.items():
+        np.testing.assert_allclose(vector, model.encode(text, normalize_embeddings=True), atol=1e-6)
+
+
+def test_no_texts_have_no_vectors(base):
+    assert encode_texts(load_model(base, None), []) == {}
+
+
 def test_other_weights_than_the_configs_are_refused(base, local):
     weights = local / "model.safetensors"
     content = bytearray(weights.read_bytes())

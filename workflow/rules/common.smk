@@ -11,7 +11,7 @@ from cachelora.code import code_digest
 from cachelora.config import parse as parse_config
 from cachelora.errors import CacheloraError, InputError
 from cachelora.files import find_file
-from cachelora.jobs import write_plan
+from cachelora.jobs import PLAN, write_plan
 from cachelora.objectstore import check_inputs
 from cachelora.testset import lock_key, read_lock
 
@@ -103,7 +103,16 @@ except CacheloraError as error:
     raise WorkflowError(str(error)) from None
 
 run_started = datetime.now().astimezone()
-logs_folder = workflow.pathvars.apply("<logs>")
+
+
+def logs_folder():
+    """Find where this machine has the logs; with a storage plugin, that is where their copies lie."""
+    named = workflow.pathvars.apply("<logs>")
+    logs = [Path(log) for job in workflow.dag.jobs for log in job.log]
+    return next(
+        (folder for log in logs for folder in log.parents if folder.match(named)),
+        Path(named),
+    )
 
 
 def note_plan():
@@ -112,9 +121,20 @@ def note_plan():
     # In the order of the workflow.
     rules = [name for rule in workflow.rules for name in [rule.name] * jobs[rule.name]]
     try:
-        write_plan(logs_folder, run_started, rules)
+        write_plan(logs_folder(), run_started, rules)
     except OSError as error:
-        print(f"{logs_folder}: `cachelora jobs` will not know the plan ({error})")
+        print(f"{logs_folder()}: `cachelora jobs` will not know the plan ({error})")
+
+
+def drop_log_copies():
+    """Remove the copies of logs that are in a storage; Snakemake removes those of inputs and outputs only."""
+    logs = [log for job in workflow.dag.jobs for log in job.log if log.is_storage]
+    if not logs:
+        return
+    Path(logs_folder(), PLAN).unlink(missing_ok=True)
+    for log in logs:
+        if not log.should_keep_local:
+            Path(log).unlink(missing_ok=True)
 
 
 # Always a folder of the machine, or of a file system that is mounted there.

@@ -21,7 +21,7 @@ rule deploy:
         disk_mb=disk(3000),
     params:
         base=base_model,
-        batch_size=settings.evaluate.batch_size,
+        batch_tokens=settings.evaluate.batch_tokens,
         code=stage_code("deploy"),
     message:
         "Merging {wildcards.model} into {wildcards.base}, for use without peft."

@@ -20,7 +20,7 @@ rule hybrid:
         settings=hybrid,
         models=hybrid_models,
         base=base_model,
-        batch_size=settings.evaluate.batch_size,
+        batch_tokens=settings.evaluate.batch_tokens,
         code=stage_code("hybrid"),
     message:
         "Fitting the domain detector of {wildcards.model} on {wildcards.base}."

@@ -28,7 +28,7 @@ if __name__ == "__main__":
         folder = Path(snakemake.output.folder)
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        deploy_model(base, adapter, snakemake.wildcards.model, probes, snakemake.params.batch_size, unfinished)
+        deploy_model(base, adapter, snakemake.wildcards.model, probes, snakemake.params.batch_tokens, unfinished)
         config = {"base": snakemake.params.base, "base_sha256": base_digest(base)}
         write_manifest(unfinished, config, snakemake.input.adapter, started)
         unfinished.replace(folder)

@@ -34,12 +34,12 @@ if __name__ == "__main__":
             models = snakemake.params.models
             adapters = {Path(path).parent.name: Path(path).parent for path in snakemake.input.models} | {"base": None}
             scores = score_hybrid(
-                base, read_detector(base, adapter), Hybrid(**hybrid), models, adapters, pairs, settings.batch_size
+                base, read_detector(base, adapter), Hybrid(**hybrid), models, adapters, pairs, settings.batch_tokens
             )
             for (test_set, model), rows in scores.groupby(["test_set", "route"]):
                 routed.setdefault(test_set, {})[model] = rows["test_id"].nunique()
         else:
-            scores = score_pairs(load_model(base, adapter, foreign=bool(foreign)), pairs, settings.batch_size)
+            scores = score_pairs(load_model(base, adapter, foreign=bool(foreign)), pairs, settings.batch_tokens)
         scores = scores[SCORES.names]
         base_scores = read_table(snakemake.input.base_scores, SCORES) if adapter else scores
         results = measure(scores, base_scores, settings, snakemake.params.seed)

@@ -32,7 +32,7 @@ if __name__ == "__main__":
             known = queries["canonical"] & queries["group"].isin(read_table(triplets, TRIPLETS)["group"])
             for split, found in vectors.items():
                 texts = queries.loc[known & (queries["split"] == split), "query"]
-                encoded = encode_texts(model, texts, snakemake.params.batch_size)
+                encoded = encode_texts(model, texts, snakemake.params.batch_tokens)
                 found[Path(path).stem] = np.array([*encoded.values()])
         detector = fit_detector(**vectors, method=settings.detector)
         folder = Path(snakemake.output[0]).parent

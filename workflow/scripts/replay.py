@@ -40,7 +40,7 @@ if __name__ == "__main__":
         stream = draw_stream(parts, settings, snakemake.params.seed)
         adapter = Path(snakemake.input.adapter[0]).parent if snakemake.input.adapter else None
         model = load_model(BaseModelSource(**snakemake.params.base), adapter)
-        encoded = encode_texts(model, stream.texts, evaluate.batch_size)
+        encoded = encode_texts(model, stream.texts, evaluate.batch_tokens)
         vectors = np.stack([encoded[text] for text in stream.texts])
         tables, summaries, unmet, largest = [], [], [], []
         for choice in choices_of(read_table(snakemake.input.thresholds, THRESHOLDS)):

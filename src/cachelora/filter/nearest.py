@@ -10,7 +10,6 @@ from cachelora.models import encode_texts
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-_BATCH_SIZE = 128
 # Up to so many vectors, all are compared.
 _MOST_COMPARED = 20_000
 _CELLS_LOOKED_AT = 8
@@ -48,7 +47,7 @@ class Vectors:
         if not new:
             return
         with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._bfloat16):
-            vectors = encode_texts(self._model, new, _BATCH_SIZE)
+            vectors = encode_texts(self._model, new)
         self._rows |= {text: len(self._rows) + number for number, text in enumerate(vectors)}
         self._matrix = np.concatenate([self._matrix, np.stack([*vectors.values()]).astype(np.float32)])
 

@@ -208,7 +208,7 @@ class Validation(BaseEvaluator):
         self.by_domain = {}
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self._bfloat16):
             for domain, triplets in self._triplets.items():
-                scores = score_triplets(model, triplets, batch_size=64)
+                scores = score_triplets(model, triplets)
                 pairs = pairs_of_triplets(
                     scores["positive_similarity"].to_numpy(), scores["negative_similarity"].to_numpy()
                 )
