@@ -101,7 +101,12 @@ def check_inputs(prefix: str, inputs: Mapping[str, str], settings: StoreSettings
         )
         where += f" at {client.meta.endpoint_url}"
         # Not HEAD: its answers have no body, and so no reason.
-        client.list_objects_v2(Bucket=bucket, Prefix=start, MaxKeys=1)
+        listed = client.list_objects_v2(Bucket=bucket, Prefix=start, MaxKeys=1)
+        # The client takes a page of a portal or a proxy for an empty list.
+        if not listed.keys() & {"Name", "KeyCount", "IsTruncated"}:
+            raise StorageError(
+                where, "it answers, but not as S3 does", "Correct the address: --storage-s3-endpoint-url"
+            )
         missing = {key: path for key, path in inputs.items() if not _holds(client, *object_address(prefix, path))}
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise StorageError(where, f"no credentials ({error})", f"Set {_KEYS}") from None
