@@ -1050,6 +1050,18 @@ class Config(_Section):
         }
 
     @property
+    def state_folder(self) -> str:
+        """Where LLM replies and checkpoints are kept: the pathvar ``state``, with those put in that it names."""
+        known = {"results": "results", "logs": "logs", "state": "<results>/state", **self.pathvars}
+        path = known["state"]
+        # Each may name others; as many rounds as there are names reach the end of any chain.
+        for _ in known:
+            path = re.sub(r"<(\w+)>", lambda found: known.get(found[1], found[0]), path)
+        if re.search(r"<\w+>", path):
+            raise ConfigError("pathvars.state", f"'{path}' names what is not declared, or itself", "Name a folder")
+        return path
+
+    @property
     def merged_models(self) -> dict[str, list[str]]:
         """The adapters that are merged, by the merge's name."""
         return {name: merge.models or self.adapter_domains for name, merge in self.merges.items()}

@@ -49,6 +49,8 @@ def logged(log: str | Path) -> Iterator[None]:
     with path.open("w", encoding="utf-8") as stream:
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
+        # Into a file it would be written in blocks, after what the standard error has said since.
+        sys.stdout.reconfigure(line_buffering=True)
         faulthandler.enable(stream)
         started, process, ending = time.monotonic(), f"{os.getpid()}.{process_start(os.getpid())}", "failed"
         places = {name: os.environ[variable] for name, variable in _SCHEDULERS.items() if os.environ.get(variable)}

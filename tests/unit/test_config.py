@@ -195,6 +195,25 @@ def test_an_overlay_removes_entries_by_null(config):
     assert list(settings.domains) == ["medical", "programming", "psychology", "general"]
 
 
+@pytest.mark.parametrize(
+    ("pathvars", "folder"),
+    [
+        ({}, "results/state"),
+        ({"results": "results/tiny"}, "results/tiny/state"),
+        ({"state": "/mnt/state"}, "/mnt/state"),
+        ({"scratch": "/scratch/<group>", "group": "law", "state": "<scratch>/x"}, "/scratch/law/x"),
+    ],
+)
+def test_where_the_state_is_kept(config, pathvars, folder):
+    assert parse(config | {"pathvars": pathvars}).state_folder == folder
+
+
+@pytest.mark.parametrize("state", ["<scratch>/x", "<state>/x"])
+def test_a_state_that_names_nothing_or_itself_is_refused(config, state):
+    with pytest.raises(ConfigError, match=r"^pathvars\.state: .* names what is not declared, or itself"):
+        assert parse(config | {"pathvars": {"state": state}}).state_folder
+
+
 def test_what_is_added_is_trained_on_only_where_it_is_named(config):
     config["domains"]["tax"] = DOMAIN | {"added": True}
     config["domains"]["banking"] = DOMAIN | {"added": True}

@@ -22,7 +22,9 @@ SLEEP = "print('half way', flush=True)\nimport time\ntime.sleep(60)"
 def start(log, body, **variables):
     """Start a job that writes a log."""
     script = f"from cachelora.errors import InputError\nfrom cachelora.job import logged\nwith logged({str(log)!r}):\n"
-    env = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")}
+    # The last would hide lines that come in another order than they were written.
+    unset = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "PYTHONUNBUFFERED")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
     return subprocess.Popen(
         [sys.executable, "-c", script + textwrap.indent(body, "    ")], stderr=subprocess.DEVNULL, env=env | variables
     )

@@ -112,8 +112,7 @@ def estimate(config: Config, domain: str, sample: int, threads: int) -> Estimate
         config.prompt_of(domain), config.augment.paraphrases, config.augment.negatives, config.augment.max_chars
     )
     engine = make_engine(settings, prompts, config.seed, threads)
-    state = config.pathvars.get("state", f"{config.pathvars.get('results', 'results')}/state")
-    journal = Journal(Path(state) / "augment", engine.identity, f"{domain}-estimate")
+    journal = Journal(Path(config.state_folder) / "augment", engine.identity, f"{domain}-estimate")
     with journal.writer(alone=True) as writer:
         finished = journal.finished(dict(queries))
         missing = [query for query in queries if query[0] not in finished]
