@@ -47,7 +47,14 @@ class Cluster:
         command = [self.workflow.python, "-m", "snakemake", *SLURM, *arguments]
         with (self.folder / "run.log").open("a") as log:
             return subprocess.Popen(
-                command, cwd=self.folder, env=self.env, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=self.folder,
+                env=self.env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                # What a shell starts in the background ignores it, and so would this.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def run(self, *arguments: str) -> None:
